@@ -1,0 +1,1 @@
+"""Networks, attention, explainers and metrics on plain tensors: knows no file format or path."""

@@ -1,0 +1,54 @@
+"""The maps that gated the features: what an attention model says of itself.
+
+References
+----------
+Ron, Weiler-Sagie, Hazan, "Consistent attention by dual decomposition", ICML 2022.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.errors import ExplainerError
+from models.explainers.base import Explainer, check_request
+from models.networks import Classifier
+from models.records import Attribution
+from models.scoped import evaluating
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionMaps(Explainer):
+    """One map per gated level, each summing to 1; not tied to a class, so its target is -1."""
+
+    def __call__(
+        self, model: Classifier, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
+    ) -> tuple[Attribution, ...]:
+        """Explain by the model's own maps, named ``attention-fine``, ``attention-coarse``, ...
+
+        Raises
+        ------
+        ExplainerError
+            If the model has no attention, and as ``Explainer``.
+        """
+        check_request(model, images, target)
+        if not model.map_names:
+            raise ExplainerError(
+                "NO_ATTENTION",
+                "the model has no attention maps (variant 'baseline'); explain it by 'gradcam', "
+                "or train a variant with attention",
+            )
+        with evaluating(model), torch.no_grad():
+            maps = model(images).maps
+        return tuple(
+            Attribution(
+                values=values,
+                target=torch.full_like(target, -1),
+                method=f"attention-{name}",
+                signed=False,
+            )
+            for name, values in zip(model.map_names, maps, strict=True)
+        )

@@ -1,0 +1,90 @@
+import math
+
+import pytest
+import torch
+
+from models.errors import LossError
+from models.losses import classification_loss, consistency_loss, objective
+from models.records import Prediction
+
+
+def prediction(seed=0, batch=5, classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    return Prediction(
+        logits=torch.randn(batch, classes, generator=generator, requires_grad=True),
+        maps=(),
+        penalty=torch.rand(batch, generator=generator, requires_grad=True),
+    )
+
+
+LABELS = torch.tensor([0, 2, 1, 1, 0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_sample_by_sample(smoothing):
+    made, weights = prediction(), torch.tensor([0.5, 1.0, 4.0])
+    losses = classification_loss(made, LABELS, class_weights=weights, label_smoothing=smoothing)
+    for i, label in enumerate(LABELS.tolist()):
+        exponentials = [math.exp(value) for value in made.logits[i].tolist()]
+        wanted = [smoothing / 3 + (1 - smoothing) * (k == label) for k in range(3)]
+        loss = -sum(
+            share * math.log(e / sum(exponentials))
+            for share, e in zip(wanted, exponentials, strict=True)
+        )
+        assert losses[i].item() == pytest.approx(weights[label].item() * loss, rel=1e-5)
+
+
+def test_objective_is_the_mean_of_the_weighted_terms():
+    made = prediction()
+    whole = objective(made, LABELS, alpha=3.0)
+    terms = classification_loss(made, LABELS) + 3.0 * consistency_loss(made)
+    torch.testing.assert_close(whole.loss, terms.mean())
+    torch.testing.assert_close(whole.terms["classification"], classification_loss(made, LABELS))
+    torch.testing.assert_close(whole.terms["consistency"], made.penalty)
+    assert not any(term.requires_grad for term in whole.terms.values())
+    whole.loss.backward()
+    torch.testing.assert_close(made.penalty.grad, torch.full((5,), 3.0 / 5))
+
+
+def test_batch_is_the_mean_of_its_parts_whatever_the_class_weights():
+    made, weights = prediction(), torch.tensor([0.1, 1.0, 9.0])
+    parts = [
+        objective(
+            Prediction(logits=made.logits[i : i + 1], maps=(), penalty=made.penalty[i : i + 1]),
+            LABELS[i : i + 1],
+            alpha=2.0,
+            class_weights=weights,
+        ).loss
+        for i in range(5)
+    ]
+    whole = objective(made, LABELS, alpha=2.0, class_weights=weights).loss
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+def test_without_alpha_the_penalty_has_no_gradient():
+    made = prediction()
+    objective(made, LABELS, alpha=0.0).loss.backward()
+    assert made.penalty.grad is None
+    assert made.logits.grad is not None
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_class_are_refused(label):
+    with pytest.raises(LossError, match=f"a label is {label}; 3 classes are numbered 0 to 2"):
+        classification_loss(prediction(), torch.tensor([0, 1, label, 1, 0]))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_smoothing_out_of_range_is_refused(smoothing):
+    with pytest.raises(LossError, match=rf"label_smoothing is {smoothing}; it lies in \[0, 1\)"):
+        classification_loss(prediction(), LABELS, label_smoothing=smoothing)
+
+
+def test_class_weights_of_another_number_are_refused():
+    with pytest.raises(LossError, match="2 class weights for 3 classes; give one per class"):
+        objective(prediction(), LABELS, alpha=1.0, class_weights=torch.ones(2))
+
+
+def test_negative_alpha_is_refused():
+    with pytest.raises(LossError, match=r"alpha is -1\.0; the penalty's weight is 0 or more"):
+        objective(prediction(), LABELS, alpha=-1.0)
