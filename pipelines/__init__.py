@@ -1,0 +1,1 @@
+"""One module per step of the command line; the only room that knows both rooms below."""

@@ -1,0 +1,362 @@
+"""The command line. Heavy imports stand inside each command, so that ``--help`` answers at once.
+
+Human text and progress go to stderr, results asked for with ``--json`` to stdout. Exit codes: 0
+done, 1 with ``--strict`` when anything was excluded, 2 usage, 3 nothing usable in the input, 4 the
+output exists or is locked, 5 disk or input/output, 130 interrupted.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="dualwitness",
+    help="Scanner files in; classifiers whose explanations can be checked out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+build_app = typer.Typer(
+    name="build-dataset",
+    help="Turn a folder of scans into HDF5 shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+phantom_app = typer.Typer(
+    name="phantom",
+    help="Write synthetic scans in the scanners' own file formats.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(build_app, name="build-dataset")
+app.add_typer(phantom_app, name="phantom")
+
+
+@build_app.callback()
+def _build_group() -> None:
+    """Turn a folder of scans into HDF5 shards."""
+    # Without a callback, a group of one command takes no command's name.
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; nothing is written elsewhere.")]
+Data = Annotated[Path, typer.Option("--data", help="A data set written by build-dataset.")]
+Run = Annotated[Path, typer.Option("--run", help="A run written by train.")]
+Workers = Annotated[int, typer.Option("--workers", help="Processes; 0: one for each core.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--pseudonym-key", help="Key file; made in your cache folder where not named."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when anything was excluded.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting as key=value; may be repeated.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")]
+
+
+@build_app.command("fdg-pet")
+def build_fdg_pet(
+    dicom_dir: Annotated[Path, typer.Option("--dicom-dir", help="Searched to any depth.")],
+    out: Out,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV: PatientID or SeriesInstanceUID, label (normal, mild, severe)."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="CSV: PatientID or SeriesInstanceUID, weight_kg.")
+    ] = None,
+    patient_map: Annotated[
+        Path | None, typer.Option(help="CSV: PatientID, same_as (one person, two identifiers).")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder of true masks (phantoms), for evaluation only.")
+    ] = None,
+    workers: Workers = 0,
+    suv_formula: Annotated[
+        str, typer.Option(help="suvbw, or paper (no decay; for comparison only).")
+    ] = "suvbw",
+    projector: Annotated[str, typer.Option(help="vtk, or vtk-mapper (needs OpenGL).")] = "vtk",
+    keep_aspect: Annotated[
+        bool, typer.Option("--keep-aspect", help="Pad to the square instead of stretching.")
+    ] = False,
+    fill_gaps: Annotated[
+        int, typer.Option(help="Longest run of missing slices to interpolate.")
+    ] = 0,
+    allow_intercept: Annotated[
+        bool, typer.Option("--allow-intercept", help="Apply a RescaleIntercept other than 0.")
+    ] = False,
+    prefer: Annotated[
+        str, typer.Option(help="Route to believe when two routes to the SUV disagree.")
+    ] = "",
+    config: ConfigFile = None,
+    set_: Set = None,
+    key: KeyFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look and report; write nothing.")
+    ] = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Whole-body FDG-PET in DICOM to SUVbw, coronal projections and HDF5 shards."""
+    from pipelines import console
+    from pipelines.config import FdgPetConfig
+    from preprocessing.fdg_pet import Sources
+
+    options = {
+        "suv_formula": (suv_formula, "suvbw"),
+        "projector": (projector, "vtk"),
+        "keep_aspect": (keep_aspect, False),
+        "fill_gaps": (fill_gaps, 0),
+        "allow_intercept": (allow_intercept, False),
+        "prefer_route": (prefer, ""),
+    }
+    given = {name: value for name, (value, default) in options.items() if value != default}
+    with console.refusals():
+        settings = FdgPetConfig.of(
+            console.settings(config, console.merged(given, console.overrides(set_)))
+        )
+        sources = Sources(
+            dicom_dir=console.existing(dicom_dir, "--dicom-dir"),
+            labels=labels,
+            weights=weights,
+            patient_map=patient_map,
+            truth=None if truth is None else console.existing(truth, "--truth"),
+        )
+        choices = console.BuildChoices(
+            out=out,
+            key=key,
+            workers=console.worker_count(workers),
+            dry_run=dry_run,
+            strict=strict,
+            as_json=as_json,
+        )
+        console.build_data_set("fdg-pet", settings, sources, choices)
+
+
+@phantom_app.command("fdg-pet")
+def phantom_fdg_pet(
+    out: Out,
+    subjects: Annotated[int, typer.Option(min=1, help="How many patients.")] = 60,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Whole-body FDG-PET patients as DICOM series, with labels and true masks."""
+    from pipelines import console
+    from preprocessing.phantoms import PHANTOMS
+
+    with console.refusals():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            console.fail(f"{out} exists and is not empty: name a new folder", console.EXISTS)
+        with console.bars() as progress:
+            PHANTOMS["fdg-pet"](
+                out,
+                subjects=subjects,
+                seed=seed,
+                progress=lambda done, total: progress("patients", done, total),
+            )
+    console.say(f"{out}: {subjects} patients; build with")
+    console.say(
+        f"  dualwitness build-dataset fdg-pet --dicom-dir {out}/dicom --labels {out}/labels.csv "
+        f"--truth {out}/truth --out DATA"
+    )
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any folder of scans.")],
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Tell what is in a folder, and what each series would become. Writes nothing."""
+    from pipelines import console
+    from pipelines.inspect import describe, inspect_folder
+
+    with console.refusals():
+        console.existing(folder, "the folder")
+        with console.bars() as progress:
+            found = inspect_folder(folder, workers=console.worker_count(workers), progress=progress)
+    if as_json:
+        console.result(found)
+        return
+    for line in describe(found):
+        console.say(line)
+
+
+@app.command()
+def locate(
+    folder: Annotated[Path, typer.Argument(help="The folder that was built from.")],
+    pseudonym: Annotated[list[str], typer.Argument(help="As in exclusions.csv or samples.csv.")],
+    key: KeyFile = None,
+) -> None:
+    """Print the files behind a pseudonym, for whoever holds the key and the scans."""
+    from pipelines import console
+    from pipelines.inspect import files_behind
+    from preprocessing import pseudonyms
+
+    with console.refusals():
+        console.existing(folder, "the folder")
+        secret = pseudonyms.load_key(key or pseudonyms.default_key_path())
+        found = files_behind(folder, pseudonym, key=secret)
+    for path in found:
+        print(path)
+    if not found:
+        console.fail(
+            "nothing in the folder has that pseudonym under this key", console.NOTHING_USABLE
+        )
+
+
+@app.command()
+def verify(
+    data: Annotated[Path, typer.Argument(help="A data set written by build-dataset.")],
+    as_json: Json = False,
+) -> None:
+    """Re-hash everything and check every promise of a data set."""
+    from pipelines import console
+    from preprocessing import shards
+
+    with console.refusals():
+        report = shards.verify(console.existing(data, "the data set"))
+    for problem in report.problems:
+        console.say(f"BROKEN {problem}")
+    if as_json:
+        console.result({"problems": list(report.problems), "counts": dict(report.counts)})
+    if report.problems:
+        console.fail(f"promises broken: {len(report.problems)}", console.NOTHING_USABLE)
+    console.say(f"{data}: every promise holds ({dict(report.counts)})")
+
+
+@app.command()
+def train(
+    data: Data,
+    run: Annotated[Path, typer.Option("--run", "--out", help="Folder to write.")],
+    network: Annotated[str | None, typer.Option(help="resnet18, resnet50, ...")] = None,
+    variant: Annotated[str | None, typer.Option(help="baseline, dual, exact, ...")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier with attention on prepared shards."""
+    from pipelines import console
+    from pipelines.config import TrainConfig
+    from pipelines.train import train as run_training
+
+    options = {"network": network, "variant": variant, "epochs": epochs, "seed": seed}
+    given = {name: value for name, value in options.items() if value is not None}
+    with console.refusals():
+        settings = TrainConfig.of(
+            console.settings(config, console.merged(given, console.overrides(set_)))
+        )
+        with console.bars() as progress:
+            report = run_training(
+                settings,
+                data=console.existing(data, "--data"),
+                run=run,
+                resume=resume,
+                progress=progress,
+            )
+    console.say(f"{run}: {report.summary()}")
+    if as_json:
+        console.result(report.as_json())
+
+
+@app.command()
+def explain(
+    run: Run,
+    out: Out,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A data set; its test split is explained.")
+    ] = None,
+    dicom_dir: Annotated[
+        Path | None, typer.Option("--dicom-dir", help="A new scan, in place of --data.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="attention, gradcam; may be repeated.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation, test or all.")] = None,
+    target: Annotated[str | None, typer.Option(help="prediction or truth.")] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    key: KeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a trained classifier looked: maps, overlays, one page, maps in patient space."""
+    from pipelines import console
+    from pipelines.config import ExplainConfig
+    from pipelines.explain import explain as run_explanation
+
+    if (data is None) == (dicom_dir is None):
+        console.fail("explain needs either --data or --dicom-dir", console.USAGE)
+    options = {"methods": method or None, "split": split, "target": target}
+    given = {name: value for name, value in options.items() if value is not None}
+    with console.refusals():
+        settings = ExplainConfig.of(
+            console.settings(config, console.merged(given, console.overrides(set_)))
+        )
+        for path, what in ((data, "--data"), (dicom_dir, "--dicom-dir"), (run, "--run")):
+            if path is not None:
+                console.existing(path, what)
+        with console.bars() as progress:
+            report = run_explanation(
+                settings,
+                run=run,
+                out=out,
+                data=data,
+                dicom_dir=dicom_dir,
+                key=console.pseudonym_key(key, out) if dicom_dir else None,
+                progress=progress,
+            )
+    console.say(f"{out / 'index.html'}: {report.summary()}")
+    if as_json:
+        console.result(report.as_json())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: GPU, VTK backend, codecs, disk, versions."""
+    from pipelines import console
+    from pipelines.doctor import diagnose
+
+    checks = diagnose()
+    if as_json:
+        console.result(
+            [
+                {"name": c.name, "status": c.status, "value": c.value, "advice": c.advice}
+                for c in checks
+            ]
+        )
+        return
+    for check in checks:
+        console.say(f"{check.status:<8} {check.name:<24} {check.value}")
+        if check.advice:
+            console.say(f"{'':<8} {'':<24} {check.advice}")
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    subjects: Annotated[int, typer.Option(min=12, help="How many synthetic patients.")] = 60,
+    seed: Annotated[int, typer.Option()] = 0,
+    workers: Workers = 0,
+) -> None:
+    """Run the whole chain on synthetic scans, to report.html."""
+    from pipelines import console
+    from pipelines.demo import run_demo
+
+    with console.refusals(), console.bars() as progress:
+        report = run_demo(
+            out,
+            subjects=subjects,
+            seed=seed,
+            workers=console.worker_count(workers),
+            progress=progress,
+        )
+    console.say(f"{report.page}: {report.verdict}")

@@ -1,0 +1,229 @@
+"""Every setting of the command line as a pydantic model, YAML in and out.
+
+An unknown key is an error with a "did you mean". No value is a class or function name to import:
+names are looked up in the registries.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Not typing.Self: beartype, which checks the suite, knows it only on decorated classes.
+Settings = TypeVar("Settings", bound="StrictConfig")
+
+
+class ConfigError(Exception):
+    """A setting is unknown or out of range."""
+
+
+class StrictConfig(BaseModel):
+    """Frozen settings that refuse what they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(_unknown_key(str(key), list(cls.model_fields)))
+        return values
+
+    @classmethod
+    def of(cls: type[Settings], values: dict[str, Any]) -> Settings:
+        """Validate plain values.
+
+        Raises
+        ------
+        ConfigError
+            One line that names each wrong key, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_problem(item) for item in error.errors())) from None
+
+    @classmethod
+    def from_yaml(cls: type[Settings], path: Path) -> Settings:
+        """Read settings from a YAML file (plain values only)."""
+        return cls.of(read_yaml(path))
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML that ``from_yaml`` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read plain 'key: value' settings; no tag in the file can run code.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot read the settings in {path.name}: {reason}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path.name} holds no 'key: value' settings")
+    return values
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = get_close_matches(key, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    return f"unknown setting '{key}'; {hint}"
+
+
+def _problem(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{place}: {message} (got {item['input']!r})" if place else message
+
+
+class BuildConfig(StrictConfig):
+    """What every data set shares: how patients are split and shards are cut."""
+
+    seed: int = 0
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the patients kept for testing (the paper's 80/20)."""
+    validation_fraction: float = Field(default=0.15, ge=0, lt=1)
+    """Share of the remaining patients on which the model is chosen."""
+    samples_per_shard: int = Field(default=256, ge=1)
+
+
+class FdgPetConfig(BuildConfig):
+    """Whole-body FDG-PET in DICOM to equalised coronal projections."""
+
+    suv_formula: Literal["suvbw", "paper"] = "suvbw"
+    projector: Literal["vtk", "vtk-mapper"] = "vtk"
+    keep_aspect: bool = False
+    image_size: int = Field(default=512, ge=32, le=4096)
+    fill_gaps: int = Field(default=0, ge=0)
+    """Longest run of missing slices to fill by linear interpolation; 0 refuses gaps."""
+    allow_intercept: bool = False
+    prefer_route: str = ""
+    """Route to believe when two routes to the scan time disagree by more than 5 %."""
+
+
+class AugmentConfig(StrictConfig):
+    """Random changes of a training picture; each is drawn anew for every picture.
+
+    A left-right flip is anatomically a mirrored patient: harmless where the label has no side. An
+    up-down flip is not offered by default: a head is never below the feet.
+    """
+
+    flip_left_right: float = Field(default=0.5, ge=0, le=1)
+    """Probability."""
+    flip_up_down: float = Field(default=0.0, ge=0, le=1)
+    """Probability."""
+    rotate_deg: float = Field(default=5.0, ge=0, le=180)
+    """Largest angle either way."""
+    translate: float = Field(default=0.04, ge=0, le=0.5)
+    """Largest shift either way, as a share of the picture's side."""
+    scale: float = Field(default=0.08, ge=0, lt=1)
+    """Largest relative change of size either way."""
+    intensity: float = Field(default=0.15, ge=0, lt=1)
+    """Largest relative change of contrast, and largest shift in standard deviations."""
+
+
+class TrainConfig(StrictConfig):
+    """How a classifier is trained."""
+
+    network: str = "resnet18"
+    """A name in ``models.networks.NETWORKS``."""
+    variant: str = "exact"
+    """A name in ``models.attention.ATTENTIONS``."""
+    network_options: dict[str, bool | int | float | str | tuple[int, ...]] = Field(
+        default_factory=dict
+    )
+    """Further options of the network or the variant, by name."""
+    image_size: int | None = Field(default=None, ge=16, le=4096)
+    """Side of the square that pictures are resampled to (area average); None keeps their own."""
+    epochs: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """Cosine to zero, or a tenth after ``plateau_patience`` epochs without a lower validation
+    loss, or none; each after a linear warm-up (``plateau``: without)."""
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    plateau_patience: int = Field(default=5, ge=1)
+    balance: Literal["sampler", "loss", "none"] = "sampler"
+    """Draw every class equally often, or weight its loss by its rarity, or neither."""
+    alpha: float | None = Field(default=None, ge=0)
+    """Weight of the consistency penalty; None takes the variant's own default."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    patience: int = Field(default=0, ge=0)
+    """Epochs without a better model after which training stops; 0 never stops early."""
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    feed: Literal["auto", "resident", "stream"] = "auto"
+    """Hold the split in memory, or read every batch from the shards; the batches are the same."""
+    workers: int = Field(default=0, ge=0, le=64)
+    """Reading processes of the streaming feed."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast on CUDA, float32 on a CPU."""
+    checkpoint_iterations: int = Field(default=0, ge=0)
+    """Also write ``last.ckpt`` every so many iterations; 0 writes it after each epoch only."""
+    bootstrap: int = Field(default=1000, ge=0)
+    """Resamples of the patients behind the intervals on the test scores."""
+
+
+class DataSummary(StrictConfig):
+    """What a run knows about the data set it was trained on."""
+
+    name: str
+    classes: tuple[str, ...]
+    in_channels: int = Field(ge=1)
+    picture_size: tuple[int, int]
+    """Rows and columns in the shards, before ``TrainConfig.image_size``."""
+    recipe: str = ""
+    """Recipe that a new scan is read with; empty for shards of unknown origin."""
+    recipe_config: dict[str, Any] = Field(default_factory=dict)
+    manifest_sha256: str = ""
+    rows: dict[str, int] = Field(default_factory=dict)
+    """Labelled samples per split."""
+
+
+class Normalisation(StrictConfig):
+    """Mean and standard deviation of each channel over the training split, in stored units."""
+
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+
+
+class RunConfig(StrictConfig):
+    """``config.yaml`` of a run: everything needed to rebuild the model and its preprocessing."""
+
+    encoding_type: Literal["dualwitness-run"] = "dualwitness-run"
+    encoding_version: Literal["1.0"] = "1.0"
+    data: DataSummary
+    normalisation: Normalisation
+    train: TrainConfig
+
+
+class ExplainConfig(StrictConfig):
+    """Which samples are explained, and how."""
+
+    methods: tuple[str, ...] = ("attention", "gradcam")
+    """Names in ``models.explainers.EXPLAINERS``."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    target: Literal["prediction", "truth"] = "prediction"
+    """The class a class-bound method explains."""
+    batch_size: int = Field(default=8, ge=1)
+    limit: int = Field(default=0, ge=0)
+    """Explain only so many samples, in the order of the data set; 0 explains all."""
+    overlays: bool = True
+    volumes: bool = True
+    """Carry maps back into patient space where the shards hold the depth of the projection."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"

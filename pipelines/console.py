@@ -1,0 +1,233 @@
+"""What the commands share: one line for a refusal, bars, settings, keys, the intake table.
+
+Human text and progress go to stderr, results asked for with ``--json`` to stdout.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+import yaml
+from rich import progress as bar
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.build import BuildReport, build, rehearse
+from pipelines.config import BuildConfig, ConfigError, read_yaml
+from pipelines.errors import PipelineError
+from pipelines.progress import Progress
+from preprocessing import pseudonyms
+from preprocessing.errors import OutputError, PreprocessingError
+
+USAGE, NOTHING_USABLE, EXISTS, DISK, INTERRUPTED = 2, 3, 4, 5, 130
+OUTPUT_EXIT_CODES = {"LOCKED": EXISTS, "EXISTS": EXISTS, "KEY_INSIDE_OUTPUT": USAGE}
+
+
+def say(text: str = "") -> None:
+    """Tell people, on stderr."""
+    typer.echo(text, err=True)
+
+
+def result(value: Any) -> None:
+    """Give programs their result, as JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """End the command with one line and an exit code."""
+    say(f"dualwitness: {text}")
+    raise typer.Exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn every refusal into one line and its exit code; SIGTERM interrupts as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except PipelineError as error:
+        fail(f"{error.code}: {error}", error.exit_code)
+    except OutputError as error:
+        fail(f"{error.code}: {error}", OUTPUT_EXIT_CODES.get(error.code, DISK))
+    except PreprocessingError as error:
+        fail(f"{error.code}: {error}", NOTHING_USABLE)
+    except ConfigError as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"input or output failed: {error.strerror or error}", DISK)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from here", INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Draw one bar for each stage on stderr; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    with bar.Progress(
+        bar.TextColumn("{task.description:<24}"),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total or None)
+            progress.update(tasks[stage], completed=done, total=total or None)
+
+        yield report
+
+
+def existing(path: Path, what: str) -> Path:
+    """Return a folder that is there, or end the command."""
+    if not path.is_dir():
+        kind = "is a file, not a folder" if path.exists() else "does not exist"
+        fail(f"{what} {path} {kind}", USAGE)
+    return path
+
+
+def worker_count(workers: int) -> int:
+    """Return a number of processes; 0 asks for one on each core."""
+    if workers < 0:
+        fail(f"--workers must be 0 or more, got {workers}", USAGE)
+    return workers or len(os.sched_getaffinity(0))
+
+
+def overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """Read ``key=value`` pairs; a dot reaches into a group, the value is read as YAML."""
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            fail(f"--set {pair!r} is not of the form key=value", USAGE)
+        group = values
+        *path, last = key.split(".")
+        for part in path:
+            group = group.setdefault(part, {})
+        group[last] = yaml.safe_load(text)
+    return values
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with changes laid over them, group by group."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner: Any = result.get(key)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        result[key] = merged(inner, value) if both else value
+    return result
+
+
+def settings(file: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, then the settings file, then the options: later ones win."""
+    if file is None:
+        return changes
+    return merged(read_yaml(file), changes)
+
+
+def pseudonym_key(path: Path | None, out: Path | None) -> bytes:
+    """Read the pseudonym key, or make the user's own on first use."""
+    place = path or pseudonyms.default_key_path()
+    if out is not None:
+        pseudonyms.refuse_inside(place, out)
+    if path is not None:
+        return pseudonyms.load_key(path) if path.exists() else pseudonyms.create_key(path)
+    if not place.exists():
+        say(f"a new pseudonym key was made: {place} (keep it; without it nothing can be traced)")
+    return pseudonyms.load_or_create_key(place)
+
+
+def intake_table(report: BuildReport) -> None:
+    """Say what became of every file; never a silent "0 of 0"."""
+    files = report.files
+    say(
+        f"{files['seen']} files seen = {files['used']} used + {files['excluded']} excluded "
+        f"+ {files['skipped']} skipped"
+    )
+    if report.exclusions or report.skipped:
+        table = Table("code", "cases", "files", "example", title="not used")
+        cases = Counter(item.code for item in report.exclusions)
+        for code, count in cases.most_common():
+            items = [item for item in report.exclusions if item.code == code]
+            table.add_row(code, str(count), str(sum(i.files for i in items)), items[0].detail)
+        for reason, count in sorted(report.skipped.items()):
+            table.add_row(reason, "", str(count), "skipped: no candidate")
+        Console(stderr=True).print(table)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildChoices:
+    """How a build runs and what it tells; nothing here changes the data set."""
+
+    out: Path
+    key: Path | None
+    workers: int
+    dry_run: bool
+    strict: bool
+    as_json: bool
+
+
+def build_data_set(name: str, config: BuildConfig, sources: Any, choices: BuildChoices) -> None:
+    """Build, or rehearse, and tell what became of every file."""
+    with bars() as progress:
+        if choices.dry_run:
+            report = rehearse(
+                name,
+                config,
+                sources,
+                key=pseudonym_key(choices.key, None),
+                workers=choices.workers,
+                progress=progress,
+            )
+        else:
+            report = build(
+                name,
+                config,
+                sources,
+                out=choices.out,
+                key=pseudonym_key(choices.key, choices.out),
+                workers=choices.workers,
+                progress=progress,
+            )
+    intake_table(report)
+    for remark in report.remarks:
+        say(remark)
+    say(_outcome(report, choices))
+    if choices.as_json:
+        result(
+            {
+                "samples": dict(report.samples),
+                "files": dict(report.files),
+                "exclusions": [asdict(item) for item in report.exclusions],
+                "skipped": dict(report.skipped),
+                "already_complete": report.already_complete,
+            }
+        )
+    if choices.strict and report.exclusions:
+        raise typer.Exit(1)
+
+
+def _outcome(report: BuildReport, choices: BuildChoices) -> str:
+    if choices.dry_run:
+        return "dry run: nothing was written"
+    if report.already_complete:
+        return f"{choices.out} is complete already; nothing was written"
+    rows = ", ".join(f"{split} {rows}" for split, rows in report.samples.items())
+    return f"{choices.out}: {rows}"

@@ -1,0 +1,64 @@
+"""What stands beside the shards: tables, card, contact sheet, histogram, Croissant."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import card, qc
+from preprocessing.atomic_files import atomic_write
+from preprocessing.records import Exclusion
+from preprocessing.shards import FieldSpec
+
+EXCLUSIONS = "exclusions.csv"
+EXCLUSION_COLUMNS = ("code", "subject_id", "where", "detail", "files")
+
+
+def write_beside(
+    out: Path,
+    manifest: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    exclusions: Sequence[Exclusion],
+    layout: Mapping[str, FieldSpec],
+) -> None:
+    """Write everything of a data set that is neither shard nor manifest."""
+    columns = list(dict.fromkeys(name for row in samples for name in row))
+    table = _csv(columns, samples)
+    atomic_write(out / "samples.csv", table)
+    atomic_write(
+        out / EXCLUSIONS,
+        _csv(
+            EXCLUSION_COLUMNS,
+            [{name: getattr(item, name) for name in EXCLUSION_COLUMNS} for item in exclusions],
+        ),
+    )
+    qc.write_all(out, manifest, samples)
+    atomic_write(out / "README.md", card.render_card(manifest, samples, exclusions).encode("utf-8"))
+    described = card.croissant(manifest, layout=layout, samples_csv=table)
+    text = json.dumps(described, indent=2, ensure_ascii=False)
+    atomic_write(out / "croissant.json", text.encode("utf-8"))
+
+
+def read_exclusions(out: Path) -> tuple[Exclusion, ...]:
+    """Read ``exclusions.csv`` back."""
+    with (out / EXCLUSIONS).open(encoding="utf-8", newline="") as stream:
+        return tuple(
+            Exclusion(
+                code=row["code"],
+                subject_id=row["subject_id"],
+                where=row["where"],
+                detail=row["detail"],
+                files=int(row["files"]),
+            )
+            for row in csv.DictReader(stream)
+        )
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode("utf-8")

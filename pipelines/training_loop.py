@@ -1,0 +1,333 @@
+"""The training loop: MONAI's engines, what is attached to them, and the checkpoint."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from jaxtyping import Float
+from monai.engines.evaluator import SupervisedEvaluator
+from monai.engines.trainer import SupervisedTrainer
+from monai.handlers.lr_schedule_handler import LrScheduleHandler
+from monai.handlers.tensorboard_handlers import TensorBoardStatsHandler
+from monai.handlers.validation_handler import ValidationHandler
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from models.networks import Classifier
+from pipelines import handlers, outcome
+from pipelines import run as run_files
+from pipelines.assemble import Forward, TrainingData, to_device
+from pipelines.config import RunConfig, TrainConfig
+from pipelines.feed import EvaluationFeed, Order, Store, TrainingFeed
+from pipelines.outcome import Predicted
+from pipelines.progress import Progress
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """What is remembered from epoch to epoch."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+    finished: bool = False
+
+    def improves(self, row: Mapping[str, float]) -> bool:
+        """Say whether its balanced accuracy is higher, or as high at a lower loss."""
+        if not self.best:
+            return True
+        score, loss = row["validation_balanced_accuracy"], row["validation_loss"]
+        known = self.best["balanced_accuracy"]
+        return score > known or (score == known and loss < self.best["loss"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What stays the same from the first to the last step of one run."""
+
+    config: RunConfig
+    run: Path
+    data: TrainingData
+    stores: Mapping[str, Store]
+    device: torch.device
+    network: Classifier
+    progress: Progress
+
+    @property
+    def settings(self) -> TrainConfig:
+        """How to train."""
+        return self.config.train
+
+    def evaluation(self, split: str) -> EvaluationFeed:
+        """Every labelled picture of a split, once and in order."""
+        return EvaluationFeed(
+            self.stores[split],
+            self.data.splits[split].labels,
+            measured=self.config.normalisation,
+            batch_size=self.settings.batch_size,
+        )
+
+
+class Loop:
+    """The trainer with everything around it, and its checkpoint."""
+
+    def __init__(self, task: Task, state: Mapping[str, Any] | None) -> None:
+        self.task, self.history = task, History()
+        self.losses = _losses(task)
+        settings = task.settings
+        self.optimizer = AdamW(
+            _parameter_groups(task.network, settings.weight_decay), lr=settings.learning_rate
+        )
+        self.order = Order(
+            labels=task.data.splits["train"].labels,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            balanced=settings.balance == "sampler",
+        )
+        self.length = self.order.epoch_length
+        self.total = self.length * settings.epochs
+        self.schedule = _schedule(self.optimizer, settings, self.length)
+        self.iteration = 0 if state is None else self._restore(state)
+        self.events = handlers.EventFile(task.run / run_files.EVENTS, step=self.iteration)
+        self.started = time.monotonic()
+        self.trainer = self._trainer()
+
+    def run(self) -> History:
+        """Train what is left to train."""
+        try:
+            if not self.history.finished and self.iteration < self.total:
+                self.trainer.run()
+            self.history.finished = True
+            self._save(self.trainer)
+        finally:
+            self.events.close()
+        return self.history
+
+    def _trainer(self) -> SupervisedTrainer:
+        task = self.task
+        feed = TrainingFeed(
+            task.stores["train"],
+            self.order,
+            measured=task.config.normalisation,
+            settings=task.settings.augment,
+            start=self.iteration,
+        )
+        trainer = SupervisedTrainer(
+            device=task.device,
+            max_epochs=task.settings.epochs,
+            train_data_loader=feed,
+            network=task.network,
+            optimizer=self.optimizer,
+            loss_function=self.losses,
+            epoch_length=self.length,
+            prepare_batch=to_device,
+            inferer=Forward(task.device, task.settings.precision),
+            train_handlers=self._handlers(),
+            decollate=False,
+            optim_set_to_none=True,
+        )
+        trainer.state.iteration = self.iteration
+        trainer.state.epoch = self.iteration // self.length
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
+        _quiet(trainer)
+        return trainer
+
+    def _handlers(self) -> list[Any]:
+        """In the order in which they run: schedule, log, checkpoint; then validation."""
+        settings = self.task.settings
+        attached: list[Any] = [self.losses]
+        if settings.gradient_clip:
+            attached.append(handlers.Clip(self.task.network, settings.gradient_clip))
+        if isinstance(self.schedule, LambdaLR):
+            attached.append(_stepping(self.schedule))
+        attached += [
+            handlers.Reporter(self.task.progress, self.total),
+            TensorBoardStatsHandler(
+                summary_writer=self.events,  # pyright: ignore[reportArgumentType] - has what is used
+                iteration_log=max(1, self.length // 10),
+                epoch_log=False,
+                output_transform=lambda output: {"training_loss": output["loss"].detach()},
+            ),
+        ]
+        if settings.checkpoint_iterations:
+            attached.append(handlers.Every(settings.checkpoint_iterations, self._save))
+        self.validator = self._validator()
+        attached.append(ValidationHandler(interval=1, validator=self.validator))
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            loss = "validation_loss"
+            attached.append(
+                LrScheduleHandler(
+                    self.schedule,
+                    print_lr=False,
+                    step_transform=lambda _: self.validator.state.metrics[loss],
+                )
+            )
+        return attached
+
+    def _validator(self) -> SupervisedEvaluator:
+        collector = handlers.Collector(self.losses, prefix="validation_")
+        log = TensorBoardStatsHandler(
+            summary_writer=self.events,  # pyright: ignore[reportArgumentType] - has what is used
+            iteration_log=False,
+            global_epoch_transform=lambda _: self.trainer.state.iteration,
+        )
+        return _evaluator(self.task, "validation", [collector, log])
+
+    def _close_epoch(self, engine: Engine) -> None:
+        """Record the epoch, keep the model if it is the best so far, write the checkpoint."""
+        self.losses.refuse_nonfinite(engine.state.iteration)
+        row = self._row(engine)
+        self.history.rows.append(row)
+        if self.history.improves(row):
+            self.history.best = {
+                "epoch": row["epoch"],
+                "balanced_accuracy": row["validation_balanced_accuracy"],
+                "loss": row["validation_loss"],
+            }
+            run_files.save_weights(self.task.run, self.task.network)
+        self.losses.clear()
+        table = outcome.tabulate(self.history.rows)
+        run_files.write_table(self.task.run / run_files.METRICS, table)
+        patience = self.task.settings.patience
+        if patience and row["epoch"] - self.history.best["epoch"] >= patience:
+            self.history.finished = True
+            engine.terminate()
+        self._save(engine)
+
+    def _row(self, engine: Engine) -> dict[str, float]:
+        seconds, self.started = time.monotonic() - self.started, time.monotonic()
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        trained = {f"train_{name}": value for name, value in self.losses.means().items()}
+        validated = {name: float(value) for name, value in self.validator.state.metrics.items()}
+        epoch = float(engine.state.epoch)
+        return {"epoch": epoch, "learning_rate": rate, **trained, **validated, "seconds": seconds}
+
+    def _save(self, engine: Engine) -> None:
+        self.losses.refuse_nonfinite(engine.state.iteration)
+        cuda = self.task.device.type == "cuda"
+        state = {
+            "network": self.task.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "losses": self.losses.state_dict(),
+            "history": asdict(self.history),
+            "iteration": engine.state.iteration,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.task.device) if cuda else None,
+        }
+        run_files.save_checkpoint(self.task.run, state)
+
+    def _restore(self, state: Mapping[str, Any]) -> int:
+        self.task.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.losses.load_state_dict(state["losses"], self.task.device)
+        self.history = History(**state["history"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self.task.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.task.device)
+        return int(state["iteration"])
+
+
+def predict(task: Task, split: str) -> Predicted:
+    """Let the network in the task, as it is, classify a split."""
+    collector = handlers.Collector()
+    _evaluator(task, split, [collector]).run()
+    return Predicted(
+        split=split,
+        pictures=task.data.splits[split],
+        probabilities=collector.probabilities,
+    )
+
+
+def _evaluator(task: Task, split: str, attached: list[Any]) -> SupervisedEvaluator:
+    feed = task.evaluation(split)
+    evaluator = SupervisedEvaluator(
+        device=task.device,
+        val_data_loader=feed,
+        network=task.network,
+        epoch_length=len(feed),
+        prepare_batch=to_device,
+        inferer=Forward(task.device, task.settings.precision),
+        val_handlers=attached,
+        decollate=False,
+    )
+    _quiet(evaluator)
+    return evaluator
+
+
+def _quiet(engine: Engine) -> None:
+    """Errors reach the caller as exceptions; the engine need not print them as well."""
+    engine.logger.setLevel(logging.CRITICAL)
+
+
+def _losses(task: Task) -> handlers.Losses:
+    settings = task.settings
+    weights = None
+    if settings.balance == "loss":
+        labels = task.data.splits["train"].labels
+        weights = torch.from_numpy(rarity(labels, classes=len(task.config.data.classes)))
+        weights = weights.to(task.device)
+    default = task.network.default_alpha
+    return handlers.Losses(
+        alpha=default if settings.alpha is None else settings.alpha,
+        class_weights=weights,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+def rarity(labels: np.ndarray, *, classes: int) -> Float[np.ndarray, " k"]:
+    """Weight of each class: the mean over samples is 1, and classes weigh the same in total."""
+    counts = np.bincount(labels, minlength=classes).astype(np.float32)
+    present = np.count_nonzero(counts)
+    return np.where(counts > 0, len(labels) / (present * np.maximum(counts, 1)), 0).astype(
+        np.float32
+    )
+
+
+def _stepping(schedule: LambdaLR) -> LrScheduleHandler:
+    return LrScheduleHandler(
+        schedule,  # pyright: ignore[reportArgumentType] - MONAI names torch's older base class
+        print_lr=False,
+        epoch_level=False,
+    )
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay weights of convolutions and linear maps; not biases, scales of norms or witnesses."""
+    trained = [value for value in network.parameters() if value.requires_grad]
+    # a witness has one number per cell of a map, and is no map of features
+    plain = {id(value) for name, value in network.named_parameters() if name.endswith("witness")}
+    matrices = [value for value in trained if value.ndim >= 2 and id(value) not in plain]
+    others = [value for value in trained if value.ndim < 2 or id(value) in plain]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _schedule(
+    optimizer: AdamW, settings: TrainConfig, length: int
+) -> LRScheduler | ReduceLROnPlateau | None:
+    if settings.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.1, patience=settings.plateau_patience)
+    warm = round(settings.warmup_epochs * length)
+    total = settings.epochs * length
+    cosine = settings.schedule == "cosine"
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        if not cosine:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+    return LambdaLR(optimizer, factor)

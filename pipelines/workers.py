@@ -1,0 +1,164 @@
+"""Processes that do one case each, and survive the case that kills them.
+
+A codec written in C can end its process, a damaged file can keep a parser busy for ever. Either one
+takes its own task and nothing else: the pool is started anew, the tasks that were under way are
+tried again one at a time, and the one that ends its process again comes back as ``Died``.
+"""
+
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+MEMORY_LIMIT_BYTES = 24 * 1024**3
+"""Address space of a worker: far above the largest scan, far below what a forged header can ask."""
+SECONDS_PER_TASK = 600
+"""A task that takes longer is taken for a hanging parser; a whole-body case takes about one."""
+TASKS_AHEAD = 2
+"""Tasks handed out beyond one for each worker, so that no worker waits and memory stays flat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """In place of a result: the task ended its process, or passed its time, twice."""
+
+
+def _prepare_worker() -> None:
+    # Interrupts are the parent's business: it stops handing out tasks and lets these finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    ceiling = (
+        MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
+
+
+def _timed(function: Callable[[Any], Any], item: Any, seconds: float) -> Any:
+    # SIGALRM keeps its default action, which ends the process even inside a C library.
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return function(item)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class Workers:
+    """A pool of processes used as a context manager.
+
+    Attributes
+    ----------
+    count
+        How many processes work at a time.
+    """
+
+    def __init__(self, count: int, *, seconds_per_task: float = SECONDS_PER_TASK) -> None:
+        if count < 1:
+            raise ValueError(f"--workers must be at least 1, got {count}")
+        self.count = count
+        self._seconds = seconds_per_task
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop(wait_for_tasks=kind is None)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Yield ``function(item)``, or ``Died``, in the order of ``items``.
+
+        An exception raised by the function is raised here. Only a few items are drawn ahead.
+        """
+        source = iter(enumerate(items))
+        pending: dict[Future[Any], tuple[int, Any]] = {}
+        done: dict[int, Any] = {}
+        following = 0
+        exhausted = False
+        while True:
+            while not exhausted and len(pending) < self.count + TASKS_AHEAD:
+                try:
+                    index, item = next(source)
+                except StopIteration:
+                    exhausted = True
+                    break
+                self._submit(function, index, item, pending, done)
+            while following in done:
+                yield done.pop(following)
+                following += 1
+            if not pending:
+                if exhausted:
+                    return
+                continue
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            self._collect(function, finished, pending, done)
+
+    def _submit(
+        self,
+        function: Callable[[Any], Any],
+        index: int,
+        item: Any,
+        pending: dict[Future[Any], tuple[int, Any]],
+        done: dict[int, Any],
+    ) -> None:
+        try:
+            future = self._running().submit(_timed, function, item, self._seconds)
+        except BrokenProcessPool:
+            self._stop(wait_for_tasks=False)
+            done[index] = self._alone(function, item)
+            return
+        pending[future] = (index, item)
+
+    def _collect(
+        self,
+        function: Callable[[Any], Any],
+        finished: Iterable[Future[Any]],
+        pending: dict[Future[Any], tuple[int, Any]],
+        done: dict[int, Any],
+    ) -> None:
+        broken = False
+        for future in list(finished):
+            index, item = pending[future]
+            try:
+                done[index] = future.result()
+            except BrokenProcessPool:
+                broken = True
+                continue
+            del pending[future]
+        if broken:
+            self._stop(wait_for_tasks=False)
+            unfinished = list(pending.values())
+            pending.clear()
+            for index, item in unfinished:
+                done[index] = self._alone(function, item)
+
+    def _alone(self, function: Callable[[Any], Any], item: Any) -> Any:
+        try:
+            return self._running().submit(_timed, function, item, self._seconds).result()
+        except BrokenProcessPool:
+            self._stop(wait_for_tasks=False)
+            return Died()
+
+    def _running(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # A fork server forks from a process that holds no locks, threads or open HDF5 files.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["pipelines.recipes"])
+            self._pool = ProcessPoolExecutor(
+                self.count, mp_context=context, initializer=_prepare_worker
+            )
+        return self._pool
+
+    def _stop(self, *, wait_for_tasks: bool) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=wait_for_tasks, cancel_futures=True)
+            self._pool = None
