@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import finish
+from pipelines.build_log import BuildLog
 from pipelines.config import BuildConfig
 from pipelines.derive import Derived, derive_all, refusal, without_twins
 from pipelines.errors import DataError, RunExists
@@ -26,7 +28,7 @@ from pipelines.progress import Progress, silent
 from pipelines.recipes import RECIPES, Recipe
 from pipelines.workers import Workers
 from preprocessing import shards
-from preprocessing.errors import PreprocessingError, ShardError
+from preprocessing.errors import LabelError, PreprocessingError, ShardError
 from preprocessing.journal import Journal, OutputLock
 from preprocessing.pseudonyms import Pseudonyms
 from preprocessing.records import Discovery, Example, Exclusion
@@ -124,16 +126,27 @@ def build(
     with OutputLock(out), Workers(workers) as pool:
         try:
             discovery = discover(task.recipe, sources, config, task.pseudonyms, pool, progress)
-        except BaseException:
-            if fresh:
+            inputs = _fingerprint(discovery)
+            if (out / shards.MANIFEST).exists():
+                report = _recognised(task, inputs)
+            else:
+                report = _logged(task, discovery, inputs, pool)
+        except (DataError, LabelError):
+            if fresh:  # nothing to go on with: leave no trace
                 shutil.rmtree(out, ignore_errors=True)
             raise
-        inputs = _fingerprint(discovery)
-        if (out / shards.MANIFEST).exists():
-            report = _recognised(task, discovery, inputs)
-        else:
-            report = _complete(task, discovery, inputs, pool)
         shutil.rmtree(out / WORKSPACE, ignore_errors=True)
+    return report
+
+
+def _logged(task: _Build, discovery: Discovery, inputs: str, pool: Workers) -> BuildReport:
+    log = BuildLog(task.out)
+    seen = {"seen": discovery.seen, "cases": len(discovery.cases), "workers": pool.count}
+    log.write("begin", **task.settings, **seen)
+    with log.failures():
+        report = _complete(task, discovery, inputs, pool)
+    codes = dict(sorted(Counter(item.code for item in report.exclusions).items()))
+    log.write("complete", samples=dict(report.samples), files=dict(report.files), exclusions=codes)
     return report
 
 
@@ -218,7 +231,7 @@ def _fingerprint(discovery: Discovery) -> str:
     return digest.hexdigest()
 
 
-def _recognised(task: _Build, discovery: Discovery, inputs: str) -> BuildReport:
+def _recognised(task: _Build, inputs: str) -> BuildReport:
     """Accept a complete data set that this very build would make again, or refuse."""
     manifest = shards.read_manifest(task.out)
     differing = [
@@ -285,7 +298,7 @@ def _derive(
         config=task.config,
         layout=task.layout,
         folder=folder,
-        mapper=pool.map,
+        mapper=partial(pool.map, guarded=lambda case: case.guarded),
         progress=task.progress,
     )
     derived, twins = without_twins(derived)

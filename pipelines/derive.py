@@ -11,9 +11,8 @@ from pathlib import Path
 from pipelines.config import BuildConfig
 from pipelines.progress import Progress
 from pipelines.recipes import RECIPES, Mapper
-from pipelines.workers import Died
 from preprocessing.errors import OutputError, PreprocessingError, ShardError
-from preprocessing.records import Case, Exclusion
+from preprocessing.records import Case, Died, Exclusion
 from preprocessing.shards import CaseRow, FieldSpec, read_case, write_case
 
 
@@ -98,7 +97,7 @@ def derive_all(
                     refusal(
                         case,
                         "PARSER_CRASH",
-                        "reading the case ended its process twice, or took too long: the files are "
+                        "reading the case ended its process, or took too long: the files are "
                         "damaged in a way that the decoder does not survive",
                     )
                 )

@@ -184,7 +184,8 @@ class SuvHistogram:
     def add(self, row: Row) -> None:
         """Count one sample's pixels above ``BODY_SUV``."""
         body = row.pixels[row.pixels > BODY_SUV]
-        counts, _ = np.histogram(np.minimum(body, HISTOGRAM_TOP_SUV), bins=self.edges)
+        bins = (body * (HISTOGRAM_BINS / HISTOGRAM_TOP_SUV)).astype(np.int64)
+        counts = np.bincount(np.minimum(bins, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
         before = self.counts.get(row.label, np.zeros(HISTOGRAM_BINS, dtype=np.int64))
         self.counts[row.label] = before + counts
         self.samples[row.label] = self.samples.get(row.label, 0) + 1

@@ -3,17 +3,23 @@
 A codec written in C can end its process, a damaged file can keep a parser busy for ever. Either one
 takes its own task and nothing else: the pool is started anew, the tasks that were under way are
 tried again one at a time, and the one that ends its process again comes back as ``Died``.
+
+A process that has imported what a case needs takes a second to come up. Until then the calling
+process works itself, and with one worker it does so to the end; only tasks that run foreign C code
+on the file's bytes (``guarded``) always go to a process of their own.
 """
 
 import multiprocessing
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+from preprocessing.records import Died
 
 MEMORY_LIMIT_BYTES = 24 * 1024**3
 """Address space of a worker: far above the largest scan, far below what a forged header can ask."""
@@ -21,11 +27,6 @@ SECONDS_PER_TASK = 600
 """A task that takes longer is taken for a hanging parser; a whole-body case takes about one."""
 TASKS_AHEAD = 2
 """Tasks handed out beyond one for each worker, so that no worker waits and memory stays flat."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Died:
-    """In place of a result: the task ended its process, or passed its time, twice."""
 
 
 def _prepare_worker() -> None:
@@ -47,6 +48,14 @@ def _timed(function: Callable[[Any], Any], item: Any, seconds: float) -> Any:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def _nothing(_: int) -> None:
+    """Show that a process is up."""
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
 class Workers:
     """A pool of processes used as a context manager.
 
@@ -62,6 +71,7 @@ class Workers:
         self.count = count
         self._seconds = seconds_per_task
         self._pool: ProcessPoolExecutor | None = None
+        self._starting: threading.Thread | None = None
 
     def __enter__(self) -> "Workers":
         return self
@@ -74,33 +84,55 @@ class Workers:
     ) -> None:
         self._stop(wait_for_tasks=kind is None)
 
-    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        guarded: Callable[[Any], bool] = _never,
+    ) -> Iterator[Any]:
         """Yield ``function(item)``, or ``Died``, in the order of ``items``.
 
         An exception raised by the function is raised here. Only a few items are drawn ahead.
+
+        Parameters
+        ----------
+        guarded
+            Whether a task may end its process, and therefore never runs in this one.
         """
+        if self.count == 1:
+            for item in items:
+                yield self._alone(function, item) if guarded(item) else function(item)
+        else:
+            yield from self._mapped(function, items, guarded)
+
+    def _mapped(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        guarded: Callable[[Any], bool],
+    ) -> Iterator[Any]:
         source = iter(enumerate(items))
         pending: dict[Future[Any], tuple[int, Any]] = {}
         done: dict[int, Any] = {}
         following = 0
         exhausted = False
-        while True:
+        while pending or not exhausted:
             while not exhausted and len(pending) < self.count + TASKS_AHEAD:
-                try:
-                    index, item = next(source)
-                except StopIteration:
-                    exhausted = True
+                index, item = next(source, (-1, None))
+                exhausted = index < 0
+                if exhausted:
+                    break
+                if not self._up() and not guarded(item):
+                    done[index] = function(item)
                     break
                 self._submit(function, index, item, pending, done)
+            if pending:
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                self._collect(function, finished, pending, done)
             while following in done:
                 yield done.pop(following)
                 following += 1
-            if not pending:
-                if exhausted:
-                    return
-                continue
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            self._collect(function, finished, pending, done)
 
     def _submit(
         self,
@@ -127,7 +159,7 @@ class Workers:
     ) -> None:
         broken = False
         for future in list(finished):
-            index, item = pending[future]
+            index, _ = pending[future]
             try:
                 done[index] = future.result()
             except BrokenProcessPool:
@@ -142,23 +174,39 @@ class Workers:
                 done[index] = self._alone(function, item)
 
     def _alone(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """Run a task with no other beside it, so that a dead process tells which task it was."""
         try:
             return self._running().submit(_timed, function, item, self._seconds).result()
         except BrokenProcessPool:
             self._stop(wait_for_tasks=False)
             return Died()
 
+    def _up(self) -> bool:
+        """Tell whether the pool is ready; the first question starts it, beside this process."""
+        if self._starting is None:
+            self._starting = threading.Thread(target=self._start, daemon=True)
+            self._starting.start()
+        return not self._starting.is_alive()
+
+    def _start(self) -> None:
+        # A fork server forks from a process that holds no locks, threads or open HDF5 files.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pipelines.recipes"])
+        pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_prepare_worker)
+        for up in [pool.submit(_nothing, number) for number in range(self.count)]:
+            up.result()
+        self._pool = pool
+
     def _running(self) -> ProcessPoolExecutor:
+        if not self._up() and self._starting is not None:
+            self._starting.join()
         if self._pool is None:
-            # A fork server forks from a process that holds no locks, threads or open HDF5 files.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["pipelines.recipes"])
-            self._pool = ProcessPoolExecutor(
-                self.count, mp_context=context, initializer=_prepare_worker
-            )
+            raise RuntimeError("no worker process could be started")
         return self._pool
 
     def _stop(self, *, wait_for_tasks: bool) -> None:
+        if self._starting is not None:
+            self._starting.join()
         if self._pool is not None:
             self._pool.shutdown(wait=wait_for_tasks, cancel_futures=True)
-            self._pool = None
+        self._pool = self._starting = None

@@ -140,9 +140,9 @@ class Instance:
     def fingerprint(self) -> tuple[int, int, int, int, str]:
         """Size, time and pixel place of the file, frame, and a hash of the kept header."""
         digest = blake2b(digest_size=16)
-        for tag in sorted(self.elements):
-            value = self.elements[tag].value or b""
-            digest.update(b"%d|%d|" % (tag, len(value)) + value)
+        values = [element.value or b"" for element in self.elements.values()]
+        digest.update(repr([len(value) for value in values]).encode())
+        digest.update(b"".join(values))
         return self.size, self.modified_ns, self.pixel_offset, self.frame, digest.hexdigest()
 
 

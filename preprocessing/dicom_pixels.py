@@ -49,6 +49,11 @@ PADDING = tag_of("PixelPaddingValue")
 PHOTOMETRIC = tag_of("PhotometricInterpretation")
 REPRESENTATION = tag_of("PixelRepresentation")
 SAMPLES = tag_of("SamplesPerPixel")
+PIXEL_TAGS = (
+    *(dicom_file.ROWS, dicom_file.COLUMNS, dicom_file.FRAMES, BITS_ALLOCATED, BITS_STORED),
+    *(HIGH_BIT, LOSSY, PADDING, PHOTOMETRIC, REPRESENTATION, SAMPLES),
+)
+"""All that decoding reads of a header."""
 
 
 def check_format(instance: Instance) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from preprocessing import equalize, intake, mip, suv
+from preprocessing.dicom_file import NATIVE
 from preprocessing.dicom_series import load_volume
 from preprocessing.errors import GeometryError, HeaderError, LabelError
 from preprocessing.intake import Intake, SeriesIntake
@@ -93,11 +94,14 @@ class PetCase:
         return self.series.files
 
     @property
+    def guarded(self) -> bool:
+        """Compressed pixels are decoded by codecs in C; plain ones by this toolkit."""
+        return any(instance.transfer_syntax not in NATIVE for instance in self.series.instances)
+
+    @property
     def fingerprint(self) -> str:
         """Hash over each file's size, time and header, the conversion, the label and the truth."""
-        digest = hashlib.sha256(f"{self.series.series_uid}|{self.label}".encode())
-        for instance in self.series.instances:
-            digest.update(repr(instance.fingerprint).encode())
+        digest = hashlib.sha256(f"{self.series.fingerprint}|{self.label}".encode())
         conversion = self.series.suv
         if conversion is not None:
             digest.update(conversion.factors.tobytes())

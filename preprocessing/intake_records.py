@@ -40,7 +40,7 @@ class SeriesIntake:
         Files of the series, and copies of them that were dropped beside.
     instances
         Images along the slice normal, the end that lies at the feet (or to the right, or in front)
-        first; empty where excluded.
+        first; empty where excluded. The first keeps its header, the others what decoding reads.
     shape, spacing_mm
         Of the volume that ``load_volume`` would give: z, y, x; None where they are not known.
     geometry, rescale, suv
@@ -49,6 +49,8 @@ class SeriesIntake:
         Of the volume.
     vendor
         GE, SIEMENS, PHILIPS or OTHER; "" where the manufacturer is not given.
+    fingerprint
+        Changes with the size, time, header or order of any file; "" where excluded.
     """
 
     modality: str
@@ -71,6 +73,7 @@ class SeriesIntake:
     suv: SUVConversion | None = field(default=None, repr=False)
     unit: Unit = Unit.SUVBW
     vendor: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -172,6 +172,11 @@ class Case(Protocol):
         ...
 
     @property
+    def guarded(self) -> bool:
+        """Whether deriving runs foreign C code on the files' bytes, which may end the process."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Changes whenever the files, the label or the truth of the case change."""
         ...
@@ -197,3 +202,8 @@ class Discovery:
     exclusions: tuple[Exclusion, ...]
     skipped: Mapping[str, int]
     seen: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """In place of a result: the task, run alone, ended its process or passed its time."""

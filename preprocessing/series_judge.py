@@ -1,21 +1,22 @@
 """One PET series, from the headers of its files to the record that ``load_volume`` works from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import chain
 from typing import Literal
 
 from preprocessing import series_checks, series_frames
 from preprocessing.dicom_file import FileRead, Instance
 from preprocessing.dicom_geometry import check_geometry
-from preprocessing.dicom_pixels import check_format
+from preprocessing.dicom_pixels import PIXEL_TAGS, check_format
 from preprocessing.dicom_series import lps_grid
 from preprocessing.dicom_values import attribute_name, parse_decimal, tag_of, vendor
 from preprocessing.enhanced_pet import split_frames
 from preprocessing.errors import FileError, HeaderError, PreprocessingError
 from preprocessing.intake_records import SeriesIntake
 from preprocessing.ranking import WHOLE_BODY_MM, axial_extent_mm
-from preprocessing.raw_elements import raw, text
+from preprocessing.raw_elements import Header, raw, text
 from preprocessing.records import Unit
 from preprocessing.suv import suvbw
 
@@ -97,7 +98,8 @@ def judge(job: SeriesJob, options: SeriesOptions) -> SeriesIntake:
         code="",
         detail="",
         warnings=tuple(noted),
-        instances=ordered,
+        instances=_slim(ordered),
+        fingerprint=_fingerprint(ordered),
         rescale=rescale,
         suv=conversion,
         unit=Unit.PAPER if options.suv_formula == "paper" else Unit.SUVBW,
@@ -126,6 +128,28 @@ def _one_image_per_place(job: SeriesJob) -> tuple[list[Instance], int, tuple[str
     corrected = series_checks.check_corrected(kept)
     lost = {instance.path for instance in seen} - {instance.path for instance in kept}
     return kept, len(lost), (*notes, *corrected)
+
+
+def _slim(instances: Sequence[Instance]) -> tuple[Instance, ...]:
+    """Keep the whole header of the first image, and of the others what decoding asks for.
+
+    A whole-body series has hundreds of headers that nothing reads again, and they travel between
+    processes.
+    """
+    known: dict[tuple[int, ...], Header] = {}
+    slim = [instances[0]]
+    for instance in instances[1:]:
+        kept = {tag: instance.elements[tag] for tag in PIXEL_TAGS if tag in instance.elements}
+        elements = known.setdefault(tuple(map(id, kept.values())), kept)
+        slim.append(replace(instance, elements=elements))
+    return tuple(slim)
+
+
+def _fingerprint(instances: Sequence[Instance]) -> str:
+    digest = blake2b(digest_size=16)
+    for instance in instances:
+        digest.update(repr(instance.fingerprint).encode())
+    return digest.hexdigest()
 
 
 def _formats(instances: list[Instance]) -> Iterator[Instance]:

@@ -7,11 +7,18 @@ import nibabel
 import numpy as np
 from jaxtyping import Bool
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import LabelError
 from preprocessing.nifti import LPS_TO_RAS
 from preprocessing.records import Volume
 
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, zlib.error),
+    *(ImageFileError, HeaderDataError, WrapStructError),
+)
+"""What nibabel raises on files that are damaged or something else."""
 SAME_PLACE_MM = 0.5
 """Scanners round positions to two decimals and jitter in the last; a voxel is some millimetres."""
 
@@ -27,7 +34,7 @@ def load_truth(path: Path, volume: Volume) -> Bool[np.ndarray, "z y x"]:
     try:
         image = nibabel.Nifti1Image.from_filename(path)
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, ImageFileError, zlib.error):
+    except UNREADABLE:
         raise LabelError("TRUTH_UNREADABLE", "the true mask is no readable NIfTI file") from None
     mask = values.transpose(2, 1, 0) > 0 if values.ndim == 3 else values > 0
     if mask.shape != volume.voxels.shape:

@@ -2,8 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from preprocessing.phantoms.fdg_pet import FdgPetOptions, write_fdg_pet
+
+# Shared machines stall: how long an example takes is no property of the code.
+settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("suite")
 
 
 def _reference_data() -> Path | None:

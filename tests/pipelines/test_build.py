@@ -111,6 +111,11 @@ class TestDataSet:
         assert ".tmp" not in names
         assert not list(built.rglob("*.part"))
 
+    def test_logs_what_was_done(self, built: Path) -> None:
+        events = [json.loads(line) for line in (built / "build.log.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in events] == ["begin", "complete"]
+        assert events[1]["samples"] == {"train": 3, "validation": 3, "test": 3}
+
 
 class TestSameBytes:
     def test_whatever_the_workers_and_the_order_of_the_listing(
@@ -186,6 +191,9 @@ class TestRefusals:
         monkeypatch.setattr("pipelines.build.place_rows", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(small_phantoms, tmp_path / "out")
+        log = (tmp_path / "out" / "build.log.jsonl").read_text().splitlines()
+        assert json.loads(log[-1])["error"] == "ZeroDivisionError"
+        assert any("build:_complete" in frame for frame in json.loads(log[-1])["trace"])
         monkeypatch.undo()
         other = FdgPetConfig(image_size=32)
         with pytest.raises(RunExists, match="an unfinished build that differs in config"):

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from pipelines.workers import Died, Workers
+from pipelines.workers import Workers
+from preprocessing.records import Died
 
 
 def doubled(value: int) -> int:
@@ -31,6 +32,11 @@ def refusing(value: int) -> int:
     raise KeyError(f"no {value}")
 
 
+def identity_slowly(_: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
 def identity(_: int) -> int:
     return os.getpid()
 
@@ -42,21 +48,38 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
         assert list(pool.map(doubled, iter([]))) == []
 
 
-def test_the_work_is_done_in_other_processes() -> None:
+def always(_: int) -> bool:
+    return True
+
+
+def test_one_worker_is_this_process() -> None:
+    with Workers(1) as pool:
+        assert set(pool.map(identity, range(4))) == {os.getpid()}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_guarded_work_is_done_in_other_processes(count: int) -> None:
+    with Workers(count) as pool:
+        assert os.getpid() not in set(pool.map(identity, range(4), guarded=always))
+
+
+def test_this_process_works_until_the_others_are_up_and_then_stops() -> None:
     with Workers(2) as pool:
-        assert os.getpid() not in set(pool.map(identity, range(4)))
+        found = list(pool.map(identity_slowly, range(80)))
+    assert found[0] == os.getpid()
+    assert found[-1] != os.getpid()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_task_that_ends_its_process_takes_only_itself(count: int) -> None:
     with Workers(count) as pool:
-        results = list(pool.map(fatal_at_three, range(8)))
+        results = list(pool.map(fatal_at_three, range(8), guarded=always))
     assert results == [0, 2, 4, Died(), 8, 10, 12, 14]
 
 
 def test_a_task_that_hangs_in_sleep_is_ended() -> None:
     with Workers(2, seconds_per_task=0.5) as pool:
-        assert list(pool.map(hanging_at_one, range(3))) == [0, Died(), 4]
+        assert list(pool.map(hanging_at_one, range(3), guarded=always)) == [0, Died(), 4]
 
 
 def test_an_exception_of_the_function_is_raised() -> None:

@@ -174,6 +174,11 @@ def test_a_missing_slice_is_a_gap(tmp_path):
     assert "--fill-gaps 1" in series.detail
 
 
+def test_of_four_slices_one_missing_is_a_gap_too(tmp_path):
+    without(tmp_path, 1, slices=4)
+    assert only_series(tmp_path).code == "GAP"
+
+
 @pytest.mark.parametrize("missing", [(3,), (2, 3), (2, 5)])
 def test_gaps_are_filled_linearly_on_demand(tmp_path, missing):
     truth = without(tmp_path, *missing)
