@@ -125,9 +125,7 @@ def report(times: dict[str, list[float]], series: int, few: int, workers: int) -
         f"build, {workers} workers    {found['many'] / series:.3f}   each further series {many:.3f}"
     )
     print(f"1 worker / plain loop: {found['one'] / found['plain']:.2f} (to hold: at most 0.75)")
-    print(
-        f"1 worker / {workers} workers, further series: {one / many:.2f} (to hold: at least 3.2)"
-    )
+    print(f"1 worker / {workers} workers, further series: {one / many:.2f} (to hold: at least 3.2)")
     print(f"1 worker / {workers} workers, the whole build: {found['one'] / found['many']:.2f}")
 
 
