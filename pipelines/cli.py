@@ -10,29 +10,21 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    name="dualwitness",
-    help="Scanner files in; classifiers whose explanations can be checked out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-build_app = typer.Typer(
-    name="build-dataset",
-    help="Turn a folder of scans into HDF5 shards.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-phantom_app = typer.Typer(
-    name="phantom",
-    help="Write synthetic scans in the scanners' own file formats.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+
+def _group(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _group("dualwitness", "Scanner files in; classifiers whose explanations can be checked out.")
+build_app = _group("build-dataset", "Turn a folder of scans into HDF5 shards.")
+phantom_app = _group("phantom", "Write synthetic scans in the scanners' own file formats.")
 app.add_typer(build_app, name="build-dataset")
 app.add_typer(phantom_app, name="phantom")
 
@@ -102,7 +94,10 @@ def build_fdg_pet(
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Whole-body FDG-PET in DICOM to SUVbw, coronal projections and HDF5 shards."""
+    """Whole-body FDG-PET in DICOM to coronal projections.
+
+    SUVbw, one projection for each study, histogram equalised, in HDF5 shards.
+    """
     from pipelines import console
     from pipelines.config import FdgPetConfig
     from preprocessing.fdg_pet import Sources
@@ -144,7 +139,10 @@ def phantom_fdg_pet(
     subjects: Annotated[int, typer.Option(min=1, help="How many patients.")] = 60,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
 ) -> None:
-    """Whole-body FDG-PET patients as DICOM series, with labels and true masks."""
+    """Whole-body FDG-PET patients as DICOM series.
+
+    With labels.csv and the true masks of altered muscle.
+    """
     from pipelines import console
     from preprocessing.phantoms import PHANTOMS
 
@@ -171,7 +169,10 @@ def inspect(
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
-    """Tell what is in a folder, and what each series would become. Writes nothing."""
+    """Tell what each series of a folder would become.
+
+    Writes nothing.
+    """
     from pipelines import console
     from pipelines.inspect import describe, inspect_folder
 
@@ -192,7 +193,10 @@ def locate(
     pseudonym: Annotated[list[str], typer.Argument(help="As in exclusions.csv or samples.csv.")],
     key: KeyFile = None,
 ) -> None:
-    """Print the files behind a pseudonym, for whoever holds the key and the scans."""
+    """Print the files behind a pseudonym.
+
+    For whoever holds the key and the scans.
+    """
     from pipelines import console
     from pipelines.inspect import files_behind
     from preprocessing import pseudonyms
@@ -214,7 +218,7 @@ def verify(
     data: Annotated[Path, typer.Argument(help="A data set written by build-dataset.")],
     as_json: Json = False,
 ) -> None:
-    """Re-hash everything and check every promise of a data set."""
+    """Check every promise of a data set, to the byte."""
     from pipelines import console
     from preprocessing import shards
 
@@ -288,7 +292,10 @@ def explain(
     key: KeyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show where a trained classifier looked: maps, overlays, one page, maps in patient space."""
+    """Show where a trained classifier looked.
+
+    Maps, overlays, one page, and maps in the scan's own voxels.
+    """
     from pipelines import console
     from pipelines.config import ExplainConfig
     from pipelines.explain import explain as run_explanation
@@ -321,7 +328,7 @@ def explain(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: GPU, VTK backend, codecs, disk, versions."""
+    """Check this machine: GPU, VTK, codecs, disk, versions."""
     from pipelines import console
     from pipelines.doctor import diagnose
 
@@ -347,7 +354,7 @@ def demo(
     seed: Annotated[int, typer.Option()] = 0,
     workers: Workers = 0,
 ) -> None:
-    """Run the whole chain on synthetic scans, to report.html."""
+    """Run the whole chain on synthetic scans."""
     from pipelines import console
     from pipelines.demo import run_demo
 

@@ -7,8 +7,8 @@ on how many workers read.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from preprocessing.intake_records import Intake, SeriesIntake
 from preprocessing.labels import Table
 from preprocessing.pseudonyms import Pseudonyms
 from preprocessing.raw_elements import Header, text, written_text
-from preprocessing.records import Exclusion
+from preprocessing.records import Died, Exclusion
 from preprocessing.series_judge import SeriesJob, SeriesOptions, identity_fault, judge
 from preprocessing.suv import ROUTES
 
@@ -144,14 +144,30 @@ def read_chunk(paths: Sequence[Path]) -> list[FileRead]:
 
 def _read_all(
     files: Sequence[Path], mapper: Mapper, progress: Progress | None
-) -> Iterable[FileRead]:
+) -> Iterator[FileRead]:
     chunks = [files[i : i + FILES_PER_CHUNK] for i in range(0, len(files), FILES_PER_CHUNK)]
-    done = 0
-    for chunk in mapper(read_chunk, chunks):
-        done += len(chunk)
+    found: list[list[FileRead] | Died] = []
+    for chunk, reads in zip(chunks, mapper(read_chunk, chunks), strict=True):
+        found.append(reads)
         if progress is not None:
-            progress("read", done, len(files))
-        yield from chunk
+            progress("read", (len(found) - 1) * FILES_PER_CHUNK + len(chunk), len(files))
+    for chunk, reads in zip(chunks, found, strict=True):
+        yield from _read_singly(chunk, mapper) if isinstance(reads, Died) else reads
+
+
+def _read_singly(chunk: Sequence[Path], mapper: Mapper) -> Iterator[FileRead]:
+    """Find the file that ended the process which read it; the others are read all the same."""
+    for reads in mapper(read_chunk, [[path] for path in chunk]):
+        if isinstance(reads, Died):
+            yield FileRead(code="PARSER_CRASH", detail=_CRASHED)
+        else:
+            yield from reads
+
+
+_CRASHED = (
+    "reading ended its process, or took too long: the file is damaged in a way that no parser "
+    "survives"
+)
 
 
 def _joins_group(read: FileRead, groups: dict[tuple[str, str, str], _Group]) -> bool:
@@ -252,8 +268,10 @@ def _judge_all(
 ) -> list[SeriesIntake]:
     open_jobs = [job for job in jobs if not job.record.code]
     judged: dict[tuple[str, str, str], SeriesIntake] = {}
-    for done, series in enumerate(mapper(partial(judge, options=options), open_jobs), start=1):
-        judged[_order(series)] = series
+    answers = zip(open_jobs, mapper(partial(judge, options=options), open_jobs), strict=True)
+    for done, (job, answer) in enumerate(answers, start=1):
+        crashed = replace(job.record, code="PARSER_CRASH", detail=_CRASHED)
+        judged[_order(job.record)] = crashed if isinstance(answer, Died) else answer
         if progress is not None:
             progress("check", done, len(open_jobs))
     return [judged.get(_order(job.record), job.record) for job in jobs]

@@ -20,7 +20,8 @@ from preprocessing.errors import FileError, HeaderError, PreprocessingError
 from preprocessing.intake import Intake, SeriesIntake, scan
 from preprocessing.labels import Table
 from preprocessing.pseudonyms import Pseudonyms
-from preprocessing.records import Unit
+from preprocessing.records import Died, Unit
+from preprocessing.series_judge import SeriesJob
 from tests.preprocessing.dicom_factory import DOSE_BQ, ROOT_UID, WEIGHT_KG, write_series
 
 KEY = Pseudonyms(bytes(range(32)))
@@ -558,3 +559,37 @@ def test_malformed_real_files_are_all_accounted_for(reference_data):
     assert found.skipped == {"NOT_AN_IMAGE": 9, "NOT_DICOM": 2, "NO_DICOM_PREAMBLE": 2}
     assert codes(found) == ["PARSE_ERROR", "SERIES_NOT_SELECTED", "SERIES_NOT_SELECTED"]
     assert set(codes(scanned(reference_data / "malformed" / "series"))) == {"SERIES_NOT_SELECTED"}
+
+
+class TestDeadWorkers:
+    """A process that ends while it reads costs one file, or one series."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        write_series(tmp_path / "scan")
+        (tmp_path / "deadly.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"deadly" * 30)
+        return tmp_path
+
+    def test_a_file_that_kills_its_reader_is_excluded_alone(self, folder):
+        def mapper(function, items):
+            for item in items:
+                paths = item if isinstance(item, list | tuple) else ()
+                dead = any(getattr(path, "name", "") == "deadly.dcm" for path in paths)
+                yield Died() if dead else function(item)
+
+        found = scan(folder, pseudonyms=KEY, mapper=mapper)
+        assert [series.status for series in found.series] == ["accepted"]
+        (crash,) = found.exclusions
+        assert (crash.code, crash.files) == ("PARSER_CRASH", 1)
+        assert crash.where.startswith("file ")
+        assert "took too long" in crash.detail
+
+    def test_a_series_that_kills_its_judge_is_excluded_whole(self, folder):
+        def mapper(function, items):
+            for item in items:
+                yield Died() if isinstance(item, SeriesJob) else function(item)
+
+        found = scan(folder, pseudonyms=KEY, mapper=mapper)
+        (series,) = found.series
+        assert (series.status, series.code) == ("excluded", "PARSER_CRASH")
+        assert found.seen == found.excluded + sum(found.skipped.values())
