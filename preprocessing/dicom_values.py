@@ -15,11 +15,11 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time
 from functools import cache
 from typing import Literal
 
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
@@ -29,7 +29,10 @@ from preprocessing.errors import HeaderError
 Vendor = Literal["GE", "SIEMENS", "PHILIPS", "OTHER", ""]
 
 SECONDS_PER_DAY = 86400.0
-SEQUENCE_FAULTS = (ValueError, EOFError, OSError, KeyError, NotImplementedError, struct.error)
+SEQUENCE_FAULTS = (
+    *(ValueError, TypeError, AttributeError, KeyError, NotImplementedError),
+    *(EOFError, OSError, RecursionError, struct.error),
+)
 """What pydicom raises while it parses the bytes of a broken sequence."""
 
 _BINARY_FORMATS = {"FL": "f", "FD": "d", "US": "H", "SS": "h", "UL": "L", "SL": "l"}
@@ -43,14 +46,14 @@ _DATETIME = re.compile(r"(\d{8})(\d{4}(?:\d\d(?:\.\d{1,6})?)?)([+-]\d{4})?", re.
 _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)", re.ASCII)
 
 _VENDOR_PREFIXES: tuple[tuple[str, Vendor], ...] = (
-    ("GE", "GE"),
-    ("GEMS", "GE"),
+    ("GE ", "GE"),
+    ("GEMS ", "GE"),
     ("GENERAL ELECTRIC", "GE"),
     ("SIEMENS", "SIEMENS"),
-    ("CPS", "SIEMENS"),
-    ("CTI", "SIEMENS"),
+    ("CPS ", "SIEMENS"),
+    ("CTI ", "SIEMENS"),
     ("PHILIPS", "PHILIPS"),
-    ("ADAC", "PHILIPS"),
+    ("ADAC ", "PHILIPS"),
 )
 
 
@@ -111,24 +114,62 @@ def element_text(dataset: Dataset, attribute: str | BaseTag) -> str:
     Raises
     ------
     HeaderError
-        ``VALUE_INVALID`` if a binary value has a wrong length.
+        ``VALUE_INVALID`` if a binary value has a wrong length; ``PARSE_ERROR`` if a value whose
+        reading was put off can no longer be read.
     """
     tag = tag_of(attribute) if isinstance(attribute, str) else attribute
-    element = dataset.get_item(tag)
+    element = stored_element(dataset, tag)
     if element is None:
         return ""
     if isinstance(element, RawDataElement):
         return _raw_text(element)
-    value = element.value if isinstance(element, DataElement) else None
+    value = element.value
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return "\\".join(_value_text(item) for item in value)
+    return _value_text(value)
+
+
+def stored_element(dataset: Dataset, tag: BaseTag) -> DataElement | RawDataElement | None:
+    """Return an element as the data set holds it, ``None`` where it is absent.
+
+    Raises
+    ------
+    HeaderError
+        ``PARSE_ERROR`` if reading the value was put off (``defer_size``) and its file is gone.
+    """
+    try:
+        return dataset.get_item(tag)
+    except SEQUENCE_FAULTS as error:
+        raise _parse_fault(tag, error) from None
+
+
+def _parse_fault(tag: BaseTag, error: Exception) -> HeaderError:
+    name = attribute_name(keyword_for_tag(tag) or tag)
+    return HeaderError(
+        "PARSE_ERROR",
+        f"{name} cannot be parsed ({type(error).__name__}): the file is damaged or "
+        "gone; send it again from the archive",
+    )
+
+
+def _value_text(value: object) -> str:
+    """Return one value of a converted element as the standard writes it."""
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value.strip(" \0\t\r\n")
     if isinstance(value, bytes):
-        return value.decode("latin-1").strip(" \0\t\r\n")
-    if isinstance(value, Iterable):
-        return "\\".join(str(item).strip() for item in value)
-    return str(value).strip()
+        value = value.decode("latin-1")
+    elif isinstance(value, date | time):
+        value = getattr(value, "original_string", None) or _instant_text(value)
+    return str(value).strip(" \0\t\r\n")
+
+
+def _instant_text(value: date | time) -> str:
+    """Return a Python date, time or both as DA, TM or DT."""
+    day = f"{value.year:04}{value:%m%d}" if isinstance(value, date) else ""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return day
+    zone = f"{value:%z}"[:5] if isinstance(value, datetime) else ""
+    return f"{day}{value:%H%M%S.%f}{zone}"
 
 
 def seen(text: str) -> str:
@@ -289,6 +330,12 @@ def parse_datetime(
     return local - parse_offset(offset, name=name, code=code) + utc_offset_s
 
 
+def has_offset(text: str) -> bool:
+    """Say whether a DT value states its offset from UTC."""
+    match = _DATETIME.fullmatch(text.strip())
+    return match is not None and match.group(3) is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
     """One item of a code sequence: value, coding scheme and meaning, upper case."""
@@ -313,11 +360,7 @@ def read_items(dataset: Dataset, attribute: str | BaseTag) -> list[Dataset]:
         value = dataset[tag].value
         items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else []
     except SEQUENCE_FAULTS as error:
-        raise HeaderError(
-            "PARSE_ERROR",
-            f"{attribute_name(attribute)} cannot be parsed ({type(error).__name__}): the file is "
-            "damaged; send it again from the archive",
-        ) from None
+        raise _parse_fault(tag, error) from None
     return [item for item in items if isinstance(item, Dataset)]
 
 
@@ -346,7 +389,7 @@ def private_tag(
     dataset, group, element
         ``element`` is the low byte (0x0D of (0009,xx0D)).
     creator
-        Private creator; matched as a prefix, without regard to case.
+        Private creator, without regard to case; one that only begins so comes after one that is so.
     allow_bare
         Where no creator reserved the block of such an element, as in much de-identified data, the
         element is taken all the same.
@@ -357,28 +400,33 @@ def private_tag(
         The tag, and whether its creator names it; ``None`` where there is no such element.
     """
     wanted = creator.upper()
-    bare = None
+    begins = bare = None
     for tag in sorted(t for t in dataset.keys() if t >> 16 == group and t & 0xFF == element):  # noqa: SIM118
         block = (tag & 0xFFFF) >> 8
         if block < 0x10:
             continue
         owner = element_text(dataset, Tag(group, block)).upper()
-        if owner.startswith(wanted):
+        if owner == wanted:
             return Tag(tag), True
+        if begins is None and owner.startswith(wanted):
+            begins = Tag(tag)
         if not owner and bare is None:
             bare = Tag(tag)
+    if begins is not None:
+        return begins, True
     return (bare, False) if bare is not None and allow_bare else None
 
 
 def vendor(manufacturer: str) -> Vendor:
     """Return the vendor class of a Manufacturer (0008,0070); ``""`` where it is empty.
 
-    Whole words at the start are compared: ``GE MEDICAL SYSTEMS`` is GE, ``GENERIC IMAGING`` is not.
+    Beginnings are compared, short names as whole words: ``GE MEDICAL SYSTEMS`` is GE, ``GENERIC
+    IMAGING`` is not.
     """
     words = re.sub(r"[^A-Z0-9]+", " ", manufacturer.upper()).strip()
     if not words:
         return ""
     for prefix, name in _VENDOR_PREFIXES:
-        if words == prefix or words.startswith(prefix + " "):
+        if f"{words} ".startswith(prefix):
             return name
     return "OTHER"

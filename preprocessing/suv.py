@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64
 from pydicom.dataset import Dataset
 
-from preprocessing.dicom_values import Vendor, attribute_name, vendor
+from preprocessing.dicom_values import Vendor, attribute_name, parse_decimal, vendor
 from preprocessing.errors import HeaderError
 from preprocessing.suv_activity import Activity, activity_factors
 from preprocessing.suv_balance import check_dose_balance
@@ -30,10 +30,11 @@ from preprocessing.suv_routes import (
     SERIES_ROUTE,
     judge_difference,
 )
-from preprocessing.suv_series import Notes, SeriesColumns, private_name
+from preprocessing.suv_series import Notes, SeriesColumns, convert_distinct, private_name
 from preprocessing.suv_subject import (
     MASS_FORMULAS,
     body_surface_cm2,
+    note_lean_mass_variant,
     read_height_cm,
     read_weight_kg,
     reference_mass_kg,
@@ -143,9 +144,13 @@ class _Job:
         )
 
     def stated_weight(self) -> float | None:
-        """Return the weight for later checks, ``None`` where the header has no usable one."""
+        """Return the weight for later checks, ``None`` where there is no usable one."""
+        return self.header_weight() if self.weight_kg is None else self.weight_kg
+
+    def header_weight(self) -> float | None:
+        """Return the header's weight, which stored SUVs were made with; ``None`` if unusable."""
         try:
-            return read_weight_kg(self.series, Notes(), override_kg=self.weight_kg)
+            return read_weight_kg(self.series, Notes(), override_kg=None)
         except HeaderError as error:
             if not error.code.startswith("WEIGHT"):
                 raise
@@ -156,13 +161,12 @@ class _Job:
         if self.weight_kg is None:
             return 1.0
         given = read_weight_kg(self.series, self.notes, override_kg=self.weight_kg)
-        try:
-            stated = read_weight_kg(self.series, Notes(), override_kg=None)
-        except HeaderError as error:
+        stated = self.header_weight()
+        if stated is None:
             self.notes.add(
                 "WEIGHT_OVERRIDE_UNUSED",
-                f"the scanner put a weight into the {source}, but the header's is not usable "
-                f"({error.code}): the values stay as they are",
+                f"the scanner put a weight into the {source}, but the header's is not usable: "
+                "the values stay as they are",
             )
             return 1.0
         return given / stated
@@ -184,9 +188,12 @@ def _from_gml(job: _Job) -> SUVConversion:
             "normalised to is not known; export the series in BQML",
         )
     weight = read_weight_kg(job.series, job.notes, override_kg=job.weight_kg)
+    stored_with = job.header_weight() or weight
     height = read_height_cm(job.series, job.notes)
     sex = job.series.text("PatientSex")
-    mass = reference_mass_kg(kind, weight_kg=weight, height_cm=height, sex=sex)
+    mass = reference_mass_kg(kind, weight_kg=stored_with, height_cm=height, sex=sex)
+    if kind == "LBM":
+        note_lean_mass_variant(mass, stored_with, height, sex, job.notes)
     return job.done(weight / mass, f"UNITS GML {kind}", None)
 
 
@@ -199,28 +206,31 @@ def _from_cm2ml(job: _Job) -> SUVConversion:
         )
     weight = read_weight_kg(job.series, job.notes, override_kg=job.weight_kg)
     height = read_height_cm(job.series, job.notes)
-    surface = body_surface_cm2(weight_kg=weight, height_cm=height)
+    surface = body_surface_cm2(weight_kg=job.header_weight() or weight, height_cm=height)
     return job.done(weight * 1000.0 / surface, "UNITS CM2ML BSA", None)
 
 
 def _philips_factor(job: _Job, element: int) -> tuple[Float64[np.ndarray, " n"], str] | None:
     """Return a factor of the Philips private group per slice and its name; None if absent or 0."""
-    found = job.series.private(0x7053, element, creator=PHILIPS_CREATOR)
+    found = job.series.private_column(0x7053, element, creator=PHILIPS_CREATOR)
     if found is None:
         return None
-    tag, named = found
-    values = job.series.decimals(tag, code="PHILIPS_FACTOR")
+    tag, named, texts = found
+    name = private_name(tag)
+    values = convert_distinct(
+        texts, lambda text: parse_decimal(text, name=name, code="PHILIPS_FACTOR")
+    )
     if not np.nan_to_num(values).any():
         return None
     if np.isnan(values).any() or np.any(values <= 0):
         raise HeaderError(
             "PHILIPS_FACTOR",
-            f"{private_name(tag)} is missing or not positive in some slices: the counts cannot be "
+            f"{name} is missing or not positive in some slices: the counts cannot be "
             "scaled; export the series in BQML",
         )
     if not named:
-        job.notes.add("PRIVATE_BARE", f"{private_name(tag)} has no private creator; read anyway")
-    return values, private_name(tag)
+        job.notes.add("PRIVATE_BARE", f"{name} has no private creator; read anyway")
+    return values, name
 
 
 def _from_cnts(job: _Job) -> SUVConversion:
@@ -239,6 +249,8 @@ def _from_cnts(job: _Job) -> SUVConversion:
     try:
         result = _by_activity_factor(job, activity_factor)
     except HeaderError as error:
+        if error.code.startswith("INCONSISTENT") or error.code == "SUV_TREF_INCONSISTENT":
+            raise
         job.notes.add(
             error.code, f"the route by the activity factor is closed ({error}); SUV factor used"
         )

@@ -4,12 +4,20 @@ DICOM PS3.3 C.8.9.2 (PET Isotope Module), C.8.22.4 (Enhanced PET Isotope Module)
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from preprocessing.dicom_values import attribute_name, element_text, parse_decimal, read_code, seen
+from preprocessing.dicom_values import (
+    attribute_name,
+    element_text,
+    parse_datetime,
+    parse_decimal,
+    parse_time,
+    read_code,
+    seen,
+)
 from preprocessing.errors import HeaderError
 from preprocessing.suv_series import Notes, SeriesColumns, inconsistent
 
@@ -156,17 +164,44 @@ def _read_item(item: Dataset, in_mbq: bool) -> Radiopharmaceutical:
     )
 
 
-def _same(records: Sequence[Radiopharmaceutical]) -> bool:
-    return all(record == records[0] for record in records)
+def _datetime_value(text: str, *, name: str) -> float:
+    return parse_datetime(text, name=name, utc_offset_s=0.0)
 
 
-def _disagreement(records: Sequence[Radiopharmaceutical]) -> HeaderError:
-    fields = {"dose": DOSE, "half_life": HALF_LIFE, "start_datetime": START_DATETIME}
-    for field, keyword in (*fields.items(), ("start_time", START_TIME)):
-        values = {getattr(record, field) for record in records}
-        if len(values) > 1:
-            return inconsistent(keyword, len(values))
-    return inconsistent("RadionuclideCodeSequence", len({record.nuclide for record in records}))
+_VALUES: Mapping[str, Callable[..., float | str]] = {
+    DOSE: parse_decimal,
+    HALF_LIFE: parse_decimal,
+    START_DATETIME: _datetime_value,
+    START_TIME: parse_time,
+    "RadionuclideCodeSequence": lambda text, name: text,
+}
+"""How the texts of an item are compared: ``350``, ``350.0`` and ``3.5e2`` are one dose."""
+
+
+def _value(keyword: str, text: str) -> float | str:
+    """Return what a text stands for; one that cannot be read stands for itself."""
+    try:
+        return _VALUES[keyword](text, name=keyword) if text else text
+    except HeaderError:
+        return text
+
+
+def _values(record: Radiopharmaceutical) -> dict[str, float | str]:
+    texts = (record.dose, record.half_life, record.start_datetime, record.start_time)
+    pairs = zip(_VALUES, (*texts, record.nuclide), strict=True)
+    return {keyword: _value(keyword, text) for keyword, text in pairs}
+
+
+def _difference(records: Sequence[Radiopharmaceutical]) -> HeaderError | None:
+    """Return the refusal of items that differ in value, ``None`` where they say the same."""
+    if all(record == records[0] for record in records):
+        return None
+    values = [_values(record) for record in records]
+    for keyword in _VALUES:
+        distinct = {record[keyword] for record in values}
+        if len(distinct) > 1:
+            return inconsistent(keyword, len(distinct))
+    return None
 
 
 def read_radiopharmaceutical(
@@ -184,9 +219,12 @@ def read_radiopharmaceutical(
         inside a slice; ``INCONSISTENT_<KEYWORD>`` with slices that differ; ``PARSE_ERROR``.
     """
     per_slice: list[Radiopharmaceutical] = []
-    for items in series.items(SEQUENCE):
+    lists = series.items(SEQUENCE)
+    if any(lists) and not all(lists):
+        raise inconsistent(SEQUENCE, 2)
+    for items in lists:
         records = [_read_item(item, in_mbq) for item in items]
-        if len(records) > 1 and not _same(records):
+        if len(records) > 1 and _difference(records) is not None:
             raise HeaderError(
                 "RADIOPHARM_AMBIGUOUS",
                 f"{attribute_name(SEQUENCE)} holds {len(records)} items that differ: the dose that "
@@ -195,8 +233,9 @@ def read_radiopharmaceutical(
         per_slice.extend(records[:1])
     if not per_slice:
         per_slice = _from_top_level(series, notes, in_mbq)
-    if not _same(per_slice):
-        raise _disagreement(per_slice)
+    difference = _difference(per_slice)
+    if difference is not None:
+        raise difference
     return per_slice[0]
 
 
@@ -258,7 +297,8 @@ def half_life_s(drug: Radiopharmaceutical, notes: Notes) -> float:
     ------
     HeaderError
         ``HALFLIFE_MISSING`` if it is absent, zero, negative or NaN and the nuclide is unknown;
-        ``HALFLIFE_MISMATCH`` if it differs from the nuclide's by more than 1 %;
+        ``HALFLIFE_MISMATCH`` if it differs from the nuclide's by more than 1 %, or, where the
+        nuclide is unknown, is that of a nuclide in minutes or hours;
         ``HALFLIFE_RANGE`` below 1 s; ``HALFLIFE_INVALID`` if it is no decimal number.
     """
     name = attribute_name(HALF_LIFE)
@@ -280,7 +320,7 @@ def half_life_s(drug: Radiopharmaceutical, notes: Notes) -> float:
             f"{name} is {stated:g} s: nothing would be left to measure; correct the header",
         )
     if expected is None:
-        _note_unverified(stated, notes)
+        _check_unverified(stated, notes)
     elif abs(stated / expected - 1) > HALF_LIFE_TOLERANCE:
         raise HeaderError(
             "HALFLIFE_MISMATCH",
@@ -290,10 +330,25 @@ def half_life_s(drug: Radiopharmaceutical, notes: Notes) -> float:
     return stated
 
 
-def _note_unverified(stated: float, notes: Notes) -> None:
-    if all(abs(stated / known - 1) > HALF_LIFE_TOLERANCE for known in HALF_LIVES_S.values()):
-        notes.add(
-            "HALFLIFE_UNVERIFIED",
-            f"{attribute_name(HALF_LIFE)} is {stated:g} s, which fits no nuclide used in PET, and "
-            "the nuclide is not given",
-        )
+def _nuclide_with(half_life: float) -> str:
+    for nuclide, known in HALF_LIVES_S.items():
+        if abs(half_life / known - 1) <= HALF_LIFE_TOLERANCE:
+            return nuclide
+    return ""
+
+
+def _check_unverified(stated: float, notes: Notes) -> None:
+    if _nuclide_with(stated):
+        return
+    name = attribute_name(HALF_LIFE)
+    for unit, seconds in (("minutes", 60.0), ("hours", 3600.0)):
+        if nuclide := _nuclide_with(stated * seconds):
+            raise HeaderError(
+                "HALFLIFE_MISMATCH",
+                f"{name} is {stated:g} s, which fits no nuclide used in PET but is that of "
+                f"{nuclide} in {unit}: the dose cannot be decayed; correct the header",
+            )
+    notes.add(
+        "HALFLIFE_UNVERIFIED",
+        f"{name} is {stated:g} s, which fits no nuclide used in PET, and the nuclide is not given",
+    )

@@ -2,9 +2,13 @@
 
 from math import log2
 
+import numpy as np
+
 from preprocessing.dicom_values import (
+    SECONDS_PER_DAY,
     Vendor,
     attribute_name,
+    has_offset,
     parse_datetime,
     parse_time,
 )
@@ -31,19 +35,22 @@ def _datetime_text(
     series: SeriesColumns, drug: Radiopharmaceutical, maker: Vendor, notes: Notes
 ) -> tuple[str, str]:
     """Return the text and the name of the administration date and time."""
-    if drug.start_datetime or drug.start_time or maker not in ("GE", ""):
+    if drug.start_datetime or drug.start_time:
         return drug.start_datetime, attribute_name(START_DATETIME)
     found = series.private(0x0009, 0x3B, creator="GEMS_PETD_01", allow_bare=maker == "GE")
     if found is None:
         return "", ""
-    texts = set(series.texts(found[0]))
-    if len(texts) > 1 or not all(texts):
+    try:
+        instants = series.datetimes(found[0])
+    except HeaderError:
+        return "", ""
+    if np.ptp(instants) != 0:  # also where a slice lacks it
         return "", ""
     notes.add(
         "INJ_TIME_PRIVATE",
         f"{attribute_name(START_TIME)} is missing; {private_name(found[0])} is used",
     )
-    return texts.pop(), private_name(found[0])
+    return series.texts(found[0])[0], private_name(found[0])
 
 
 def _stated_instant(
@@ -62,25 +69,46 @@ def _stated_instant(
         return None
 
 
+def _time_of_day(text: str, stated: float | None, notes: Notes) -> float | None:
+    """Return RadiopharmaceuticalStartTime, ``None`` where absent or, beside a date, unreadable."""
+    if not text:
+        return None
+    try:
+        return parse_time(text, name=attribute_name(START_TIME), code="INJ_TIME_INVALID")
+    except HeaderError as error:
+        if stated is None:
+            raise
+        notes.add("INJ_TIME_IGNORED", f"{error}; {attribute_name(START_DATETIME)} is used")
+        return None
+
+
 def _rebuild(time_of_day: float, scan_s: float) -> float:
     """Put a time of day on the scan's day, or the day before where that is after the scan."""
     day, _ = to_days(scan_s)
     instant = day + time_of_day
-    return instant - 86400.0 if instant > scan_s + CLOCKS_APART_S else instant
+    return instant - SECONDS_PER_DAY if instant > scan_s + CLOCKS_APART_S else instant
 
 
-def _note_time_conflict(stated: float, time_text: str, half_life_s: float, notes: Notes) -> None:
-    if not time_text:
-        return
-    other = parse_time(time_text, name=attribute_name(START_TIME), code="INJ_TIME_INVALID")
-    apart = abs(to_days(stated)[1] - other)
-    apart = min(apart, 86400.0 - apart)
-    if apart > half_life_s * log2(1 + TIME_CONFLICT):
+def _times_apart(stated: float | None, time_of_day: float | None, half_life_s: float) -> float:
+    """Return how far the two times of day lie apart, 0 where that changes SUV by 1 % or less."""
+    if stated is None or time_of_day is None:
+        return 0.0
+    apart = abs(to_days(stated)[1] - time_of_day)
+    apart = min(apart, SECONDS_PER_DAY - apart)
+    return apart if apart > half_life_s * log2(1 + TIME_CONFLICT) else 0.0
+
+
+def _note_times_apart(apart: float, used: str, notes: Notes) -> None:
+    if apart:
         notes.add(
             "INJ_TIME_CONFLICT",
             f"{attribute_name(START_TIME)} and {attribute_name(START_DATETIME)} lie "
-            f"{apart / 60:.0f} min apart; the latter is used",
+            f"{apart / 60:.0f} min apart; {attribute_name(used)} is used",
         )
+
+
+def _trusted(uptake_s: float, half_life_s: float) -> bool:
+    return -CLOCKS_APART_S <= uptake_s < TRUSTED_HALF_LIVES * half_life_s
 
 
 def administration_time(
@@ -96,7 +124,9 @@ def administration_time(
 
     A date is believed where the scan lies from one hour before to two half-lives after it.
     Otherwise (a date moved on one side, or none) the time of day is put on the scan's own day, or
-    on the day before where it would be more than one hour after the scan.
+    on the day before where it would be more than one hour after the scan. Where a date and time
+    states an offset from UTC that nothing else in the header shares, it gives way to a time of day
+    that contradicts it.
 
     Raises
     ------
@@ -106,33 +136,56 @@ def administration_time(
     """
     text, name = _datetime_text(series, drug, maker, notes)
     stated = _stated_instant(series, text, name, drug.start_time, notes)
-    if stated is not None:
-        if -CLOCKS_APART_S <= scan_s - stated < TRUSTED_HALF_LIVES * half_life_s:
-            _note_time_conflict(stated, drug.start_time, half_life_s, notes)
-            check_uptake(scan_s - stated, drug, half_life_s, notes)
-            return stated
-    elif not drug.start_time:
-        raise HeaderError(
-            "INJ_TIME_MISSING",
-            f"{attribute_name(START_DATETIME)} and {attribute_name(START_TIME)} are missing: the "
-            "dose cannot be decayed; export the injection time",
-        )
+    time_of_day = _time_of_day(drug.start_time, stated, notes)
+    apart = _times_apart(stated, time_of_day, half_life_s)
+    if apart and has_offset(text) and series.utc_offset() is None:
+        stated = None
+    if stated is not None and _trusted(scan_s - stated, half_life_s):
+        _note_times_apart(apart, START_DATETIME, notes)
+        check_uptake(scan_s - stated, drug, half_life_s, notes)
+        return stated
+    if stated is None and time_of_day is None:
+        raise _missing()
     if half_life_s >= LONG_HALF_LIFE_S:
         raise _cannot_rebuild(stated, scan_s, half_life_s)
-    if drug.start_time:
-        code = "INJ_TIME_INVALID"
-        time_of_day = parse_time(drug.start_time, name=attribute_name(START_TIME), code=code)
-    else:
-        time_of_day = to_days(stated or 0.0)[1]
-    rebuilt = _rebuild(time_of_day, scan_s)
+    _note_times_apart(apart, START_TIME, notes)
+    rebuilt = _rebuild(to_days(stated or 0.0)[1] if time_of_day is None else time_of_day, scan_s)
+    _check_rebuilt(rebuilt, stated, name, scan_s, half_life_s, notes)
     check_uptake(scan_s - rebuilt, drug, half_life_s, notes)
-    if stated is not None and abs(rebuilt - stated) > 1:
-        notes.add(
-            "DATE_REBUILT",
-            f"{name} lies outside one hour after to two half-lives before the scan; the time of "
-            "day is put on the day of the scan",
-        )
     return rebuilt
+
+
+def _check_rebuilt(
+    rebuilt: float,
+    stated: float | None,
+    name: str,
+    scan_s: float,
+    half_life_s: float,
+    notes: Notes,
+) -> None:
+    """Note a date that was replaced; refuse it where the new one cannot be believed either."""
+    if stated is None or abs(rebuilt - stated) <= SECONDS_PER_DAY / 2:
+        return
+    if not _trusted(scan_s - rebuilt, half_life_s):
+        raise HeaderError(
+            "UPTAKE_RANGE",
+            f"{name} lies {(scan_s - stated) / 3600:.1f} h before the scan, and on the day of the "
+            f"scan it would be {(scan_s - rebuilt) / 3600:.1f} h: neither is within one hour after "
+            "to two half-lives before the scan; correct the times",
+        )
+    notes.add(
+        "DATE_REBUILT",
+        f"{name} lies outside one hour after to two half-lives before the scan; the time of "
+        "day is put on the day of the scan",
+    )
+
+
+def _missing() -> HeaderError:
+    return HeaderError(
+        "INJ_TIME_MISSING",
+        f"{attribute_name(START_DATETIME)} and {attribute_name(START_TIME)} are missing: the "
+        "dose cannot be decayed; export the injection time",
+    )
 
 
 def _cannot_rebuild(stated: float | None, scan_s: float, half_life_s: float) -> HeaderError:

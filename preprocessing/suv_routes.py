@@ -18,6 +18,7 @@ PRIVATE_ROUTE = "private"
 ACQUISITION_ROUTE = "acquisition"
 SERIES_ROUTE = "series"
 DECAY_ROUTE = "decay-correction"
+TIME_ROUTES = (PRIVATE_ROUTE, ACQUISITION_ROUTE, SERIES_ROUTE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,8 @@ def choose_route(
             "route 'series' to believe SeriesTime",
         )
     name = prefer if prefer in routes else next(iter(routes))
+    if prefer in TIME_ROUTES and prefer != name:
+        notes.add("ROUTE_UNAVAILABLE", f"the route '{prefer}' cannot be followed; '{name}' is used")
     chosen = routes[name]
     if chosen.spread_s() > TREF_TOLERANCE_S:
         raise HeaderError(

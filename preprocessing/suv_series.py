@@ -23,6 +23,7 @@ from preprocessing.dicom_values import (
     parse_time,
     private_tag,
     read_items,
+    stored_element,
     tag_of,
 )
 from preprocessing.errors import HeaderError
@@ -79,9 +80,9 @@ class SeriesColumns:
     """
 
     def __init__(self, instances: Sequence[Dataset]) -> None:
-        if not instances:
-            raise HeaderError("SERIES_EMPTY", "the series holds no instance: nothing to convert")
         self.instances = list(instances)
+        if not self.instances:
+            raise HeaderError("SERIES_EMPTY", "the series holds no instance: nothing to convert")
         self._texts: dict[str | BaseTag, list[str]] = {}
 
     def __len__(self) -> int:
@@ -210,6 +211,24 @@ class SeriesColumns:
             self.instances[0], group, element, creator=creator, allow_bare=allow_bare
         )
 
+    def private_column(
+        self, group: int, element: int, *, creator: str
+    ) -> tuple[BaseTag, bool, list[str]] | None:
+        """Return a private element of every slice, each in the block that its creator reserved.
+
+        Returns
+        -------
+        tuple or None
+            Tag in the first slice that has it, whether its creator names it there, and the texts;
+            ``None`` where no slice has it.
+        """
+        found = [private_tag(item, group, element, creator=creator) for item in self.instances]
+        first = next(filter(None, found), None)
+        if first is None:
+            return None
+        pairs = zip(self.instances, found, strict=True)
+        return (*first, [element_text(item, place[0]) if place else "" for item, place in pairs])
+
     def items(self, attribute: str) -> list[list[Dataset]]:
         """Return the distinct item lists of a sequence over the slices.
 
@@ -225,7 +244,7 @@ class SeriesColumns:
         lists: list[list[Dataset]] = []
         raw_seen: set[bytes] = set()
         for instance in self.instances:
-            element = instance.get_item(tag)
+            element = stored_element(instance, tag)
             if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
                 if element.value in raw_seen:
                     continue
@@ -237,15 +256,16 @@ class SeriesColumns:
 def _column(instances: Sequence[Dataset], tag: BaseTag) -> list[str]:
     """Return ``element_text`` of every instance, called once per distinct raw value."""
     texts: list[str] = []
-    known: dict[bytes | None, str] = {}
+    known: dict[tuple[str | None, bytes | None, bool], str] = {}
     for instance in instances:
-        element = instance.get_item(tag)
+        element = stored_element(instance, tag)
         if element is None:
             texts.append("")
         elif isinstance(element, RawDataElement):
-            text = known.get(element.value)
+            key = element.VR, element.value, element.is_little_endian
+            text = known.get(key)
             if text is None:
-                text = known[element.value] = element_text(instance, tag)
+                text = known[key] = element_text(instance, tag)
             texts.append(text)
         else:
             texts.append(element_text(instance, tag))

@@ -11,6 +11,7 @@ SMALLEST_WEIGHT_KG = 2.0
 SMALLEST_WEIGHT_G = 1000.0
 """From here on a weight is read in grams."""
 HEIGHT_CM = (30.0, 250.0)
+LEAN_MASS_WARNING = 0.01
 BODY_MASS_INDEX = (10.0, 45.0)
 """kg/m2. A usual weight in pounds gives 45 and more."""
 
@@ -165,6 +166,23 @@ def reference_mass_kg(suv_type: str, *, weight_kg: float, height_cm: float, sex:
             f"{height_cm:g} cm: SUVbw is undefined; export the series in BQML",
         )
     return masses[sex]
+
+
+def note_lean_mass_variant(
+    mass_kg: float, weight_kg: float, height_cm: float, sex: str, notes: Notes
+) -> None:
+    """Note what it would cost if SUVType LBM was made with the coefficient 120 in place of 128.
+
+    Software in use has printed either for men, and LBM alone, unlike LBMJAMES128, leaves it open.
+    """
+    share = {"M": 1.0, "O": 0.5}.get(sex, 0.0)
+    difference = share * 8 * (weight_kg / height_cm) ** 2 / mass_kg
+    if difference > LEAN_MASS_WARNING:
+        notes.add(
+            "SUVTYPE_LBM",
+            f"{attribute_name('SUVType')} is LBM, read as James' formula with 128; where it was "
+            f"120 SUV would be {100 * difference / (1 + difference):.1f} % lower",
+        )
 
 
 def body_surface_cm2(*, weight_kg: float, height_cm: float) -> float:

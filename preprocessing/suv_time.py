@@ -9,10 +9,10 @@ DICOM PS3.3 C.8.9.1 (PET Series Module) and C.8.9.4 (PET Image Module). QIBA, ve
 pseudo-code for SUV calculation, 2018. Vácha et al., computing SUV from DICOM, edition 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from preprocessing.dicom_values import SECONDS_PER_DAY, Vendor, attribute_name
 from preprocessing.errors import HeaderError
@@ -26,6 +26,9 @@ from preprocessing.suv_routes import (
 from preprocessing.suv_series import Notes, SeriesColumns, inconsistent, private_name
 
 SAME_TIME_S = 1e-3
+SAME_MINUTE_S = 60.0
+SLICES_OF_A_BED = 2
+SHARED_LABEL = "AcquisitionTime (0008,0032) that all beds share"
 LONGEST_UPTAKE_S = 180 * 60.0
 """Upper end of the FDG uptake window: how far a private scan time may lie from the public ones."""
 
@@ -60,14 +63,30 @@ def acquisition_times(series: SeriesColumns, notes: Notes) -> Float64[np.ndarray
         if not np.isnan(stamps).any():
             break
     parts = series.moments("AcquisitionDate", "AcquisitionTime")
-    apart = np.abs(stamps - parts) > SECONDS_PER_DAY / 2
+    if not any(series.texts("AcquisitionDate")):
+        parts = _after_midnight(parts)
+    difference = np.abs(stamps - parts)
+    apart = difference > SECONDS_PER_DAY / 2
     if apart.any():
         notes.add(
             "DATE_MISMATCH",
             f"{attribute_name('AcquisitionDateTime')} contradicts AcquisitionDate and "
             "AcquisitionTime by more than half a day and is not used",
         )
+    elif np.any(difference > SAME_MINUTE_S):
+        notes.add(
+            "ACQUISITION_TIME_CONFLICT",
+            f"{attribute_name('AcquisitionDateTime')} and {attribute_name('AcquisitionTime')} lie "
+            f"{np.nanmax(difference) / 60:.0f} min apart; the former is used",
+        )
     return np.where(np.isnan(stamps) | apart, parts, stamps)
+
+
+def _after_midnight(times: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Move to the next day what an undated series acquired after midnight."""
+    if np.isnan(times).any() or np.ptp(times) <= SECONDS_PER_DAY / 2:
+        return times
+    return np.where(times.max() - times > SECONDS_PER_DAY / 2, times + SECONDS_PER_DAY, times)
 
 
 def frame_durations(series: SeriesColumns) -> Float64[np.ndarray, " n"]:
@@ -79,9 +98,8 @@ def frame_durations(series: SeriesColumns) -> Float64[np.ndarray, " n"]:
 
 
 def _private_route(series: SeriesColumns, maker: Vendor, notes: Notes) -> TimeRoute | None:
+    """Return the private scan start: by its creator from anyone, bare from its own vendor."""
     for name, group, element, creator in PRIVATE_SCAN_TIMES:
-        if maker not in (name, ""):
-            continue
         found = series.private(group, element, creator=creator, allow_bare=maker == name)
         if found is None:
             continue
@@ -121,13 +139,73 @@ def _acquisition_route(
     if same.all():
         label = "AcquisitionTime (0008,0032) equal to SeriesTime (0008,0031)"
         return TimeRoute(label=label, seconds=acquired)
+    route = _computed_route(series, acquired, same, maker, half_life_s)
+    if maker:
+        return route
+    as_ge = _computed_route(series, acquired, same, "GE", half_life_s)
+    return as_ge if _follows_ge(as_ge, route, acquired, series_start) else route
+
+
+def _follows_ge(
+    as_ge: TimeRoute | None,
+    neutral: TimeRoute | None,
+    acquired: Float64[np.ndarray, " n"],
+    series_start: float,
+) -> bool:
+    """Say whether a header without manufacturer counts the frame reference time as GE does.
+
+    SeriesTime tells where one reading meets it, and the beds where only one reading gives them a
+    common start.
+    """
+    if as_ge is None or as_ge.spread_s() > TREF_TOLERANCE_S:
+        return False
+    meets = abs(as_ge.instant() - series_start) <= TREF_TOLERANCE_S
+    if neutral is None or neutral.spread_s() > TREF_TOLERANCE_S:
+        return bool(meets or np.ptp(acquired) > TREF_TOLERANCE_S)
+    return bool(meets and not abs(neutral.instant() - series_start) <= TREF_TOLERANCE_S)
+
+
+def _computed_route(
+    series: SeriesColumns,
+    acquired: Float64[np.ndarray, " n"],
+    same: Bool[np.ndarray, " n"],
+    maker: Vendor,
+    half_life_s: float,
+) -> TimeRoute | None:
     computed = _from_frame_reference(series, acquired, maker, half_life_s)
     seconds = np.where(same, acquired, computed)
     if np.isnan(seconds).any():
         return None
+    if _is_common_start(acquired, seconds):
+        return TimeRoute(label=SHARED_LABEL, seconds=acquired)
     middle = "" if maker == "GE" else "+ average count rate time "
     label = f"AcquisitionTime (0008,0032) {middle}- FrameReferenceTime (0054,1300)"
     return TimeRoute(label=label, seconds=seconds)
+
+
+def _is_common_start(
+    acquired: Float64[np.ndarray, " n"],
+    computed: Float64[np.ndarray, " n"],
+) -> bool:
+    """Say whether one AcquisitionTime stands in all beds and is the start of the first.
+
+    Frame reference times that tell the beds apart then count from it, not back to another start.
+    A single slice is no bed.
+    """
+    if np.ptp(acquired) > SAME_TIME_S or np.ptp(computed) <= TREF_TOLERANCE_S:
+        return False
+    latest = np.abs(computed - computed.max()) <= SAME_TIME_S  # the least reference time
+    starts = np.abs(computed[latest] - acquired[latest]).max() <= TREF_TOLERANCE_S
+    return bool(np.count_nonzero(latest) >= SLICES_OF_A_BED and starts)
+
+
+def _note_shared(route: TimeRoute, notes: Notes) -> None:
+    if route.label == SHARED_LABEL:
+        notes.add(
+            "ACQUISITION_TIME_SHARED",
+            "all beds hold one AcquisitionTime (0008,0032) and differ in FrameReferenceTime "
+            "(0054,1300): it is taken for the start of the scan, which no other attribute confirms",
+        )
 
 
 def _series_start(series: SeriesColumns) -> float:
@@ -154,15 +232,18 @@ def time_routes(
     series_start = _series_start(series)
     routes: dict[str, TimeRoute] = {}
     if not np.isnan(acquired).any():
+        earliest = float(acquired.min())
+        series_start = _on_the_day_of(earliest, series_start, notes)
         acquisition = _acquisition_route(series, acquired, series_start, maker, half_life_s)
         if acquisition is not None:
             routes[ACQUISITION_ROUTE] = acquisition
-        earliest = float(acquired.min())
+            _note_shared(acquisition, notes)
         another = acquisition is None or abs(series_start - earliest) > SAME_TIME_S
         if another and _series_counts(series_start, earliest, notes):
             routes[SERIES_ROUTE] = _series_route(series, series_start)
     private = _private_route(series, maker, notes)
-    if private is not None and _within_public(private, routes, notes):
+    public = [route.seconds for route in routes.values()] or [acquired]
+    if private is not None and _within_public(private, public, notes):
         routes = {PRIVATE_ROUTE: private, **routes}
     if not routes and np.isnan(acquired).any() and not np.isnan(series_start):
         routes[SERIES_ROUTE] = _series_route(series, series_start)
@@ -192,13 +273,32 @@ def _series_counts(series_start: float, earliest: float, notes: Notes) -> bool:
     return not np.isnan(series_start)
 
 
-def _within_public(private: TimeRoute, public: Mapping[str, TimeRoute], notes: Notes) -> bool:
-    apart = [np.abs(private.seconds - route.seconds).max() for route in public.values()]
-    if not apart or min(apart) <= LONGEST_UPTAKE_S:
+def _on_the_day_of(earliest: float, series_start: float, notes: Notes) -> float:
+    """Return a SeriesTime that differs from the acquisition by whole days only on its day."""
+    if np.isnan(series_start):
+        return series_start
+    moved = round((series_start - earliest) / SECONDS_PER_DAY) * SECONDS_PER_DAY
+    if not moved or abs(series_start - moved - earliest) > SAME_TIME_S:
+        return series_start
+    notes.add(
+        "DATE_MISMATCH",
+        "SeriesTime (0008,0031) equals the earliest AcquisitionTime (0008,0032), but their dates "
+        f"lie {abs(moved) / SECONDS_PER_DAY:.0f} days apart (moved on one side only?)",
+    )
+    return series_start - moved
+
+
+def _within_public(
+    private: TimeRoute, public: Sequence[Float64[np.ndarray, " n"]], notes: Notes
+) -> bool:
+    """Say whether the private time lies near a public one, or there is none to contradict it."""
+    apart = np.array([np.abs(private.seconds - seconds).max() for seconds in public])
+    nearest = float(apart.min())
+    if np.isnan(nearest) or nearest <= LONGEST_UPTAKE_S:
         return True
     notes.add(
         "PRIVATE_TIME_IGNORED",
-        f"{private.label} lies {min(apart) / 3600:.1f} h from the public scan times, more than the "
+        f"{private.label} lies {nearest / 3600:.1f} h from the public scan times, more than the "
         "uptake window allows (a date moved on one side only?); the public times are used",
     )
     return False

@@ -151,11 +151,9 @@ class TestOutput:
             values = read_map(out, row)
             assert voxels.max() <= values.max() + 1e-6
             share = 64 // values.shape[0]
-            peak = np.unravel_index(values.argmax(), values.shape)
-            block = voxels[
-                peak[0] * share : (peak[0] + 1) * share, peak[1] * share : (peak[1] + 1) * share
-            ]
-            assert block.max() == pytest.approx(voxels.max())
+            blocks = voxels.reshape(values.shape[0], share, values.shape[1], share).mean((1, 3))
+            if values.std() > 1e-9:  # a rectified map may be empty
+                assert np.corrcoef(blocks.ravel(), values.ravel())[0, 1] > 0.9
 
     def test_pictures_and_page(self, explained: tuple) -> None:
         out, _ = explained

@@ -207,9 +207,10 @@ def test_a_private_element_without_creator_is_taken_last_and_on_request():
      ("GENERIC IMAGING", "OTHER"), ("IMAGE WORKS", "OTHER"), ("SIEMENS", "SIEMENS"),
      ("Siemens/CTI", "SIEMENS"), ("CPS", "SIEMENS"), ("CPSX", "OTHER"), ("CTI PET", "SIEMENS"),
      ("Philips Medical Systems", "PHILIPS"), ("ADAC", "PHILIPS"), ("Synthetic", "OTHER"),
+     ("SiemensHealthineers", "SIEMENS"), ("PhilipsMedical", "PHILIPS"), ("GEX", "OTHER"),
      ("", ""), ("  ", "")],
 )  # fmt: skip
-def test_vendor_is_told_by_whole_words(manufacturer, expected):
+def test_vendor_is_told_by_its_beginning(manufacturer, expected):
     assert values.vendor(manufacturer) == expected
 
 

@@ -110,14 +110,16 @@ def test_a_bare_private_time_is_read_with_a_warning(manufacturer):
     assert codes(result) == ["PRIVATE_BARE"]
 
 
-def test_a_private_time_of_another_creator_or_vendor_is_not_read():
+def test_a_creator_names_a_private_time_whoever_the_manufacturer():
     times = acquired(SCAN + seconds(50)) | started(SCAN + seconds(50))
     result = suvbw(with_private(GE, SCAN, creator="SOMEBODY", **times))
     np.testing.assert_allclose(result.factors, factor_at(3650), rtol=1e-9)
     instances = with_private(GE, SCAN, **times)
-    for header in instances:
+    bare = with_private(GE, SCAN, creator="", **times)
+    for header in (*instances, *bare):
         header.Manufacturer = "Philips"
-    np.testing.assert_allclose(suvbw(instances).factors, factor_at(3650), rtol=1e-9)
+    np.testing.assert_allclose(suvbw(bare).factors, factor_at(3650), rtol=1e-9)
+    np.testing.assert_allclose(suvbw(instances).factors, factor_at(3600), rtol=1e-9)
 
 
 def test_without_manufacturer_a_named_private_time_counts_and_a_bare_one_does_not():
@@ -201,7 +203,7 @@ def test_a_third_route_settles_a_conflict():
 
 
 def test_an_earlier_series_time_counts():
-    reference = {"FrameReferenceTime": f"{AVERAGE_S * 1000}"}
+    reference = {"FrameReferenceTime": f"{AVERAGE_S * 1000}", "Manufacturer": "Philips"}
     for offset, expected in ((60, []), (200, ["ROUTE_DIFFERENCE"])):
         result = suvbw(series(**started(SCAN - seconds(offset)), **reference))
         np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-5)
@@ -212,7 +214,7 @@ def test_an_earlier_series_time_counts():
     np.testing.assert_allclose(result.factors, factor_at(3000), rtol=1e-9)
 
 
-@pytest.mark.parametrize("offset", [3, 3600, 86400 * 300])
+@pytest.mark.parametrize("offset", [3, 3600, 86400 * 300 + 1])
 def test_a_later_series_time_is_benign(offset):
     reference = f"{AVERAGE_S * 1000}"
     result = suvbw(series(**started(SCAN + seconds(offset)), FrameReferenceTime=reference))
@@ -222,7 +224,7 @@ def test_a_later_series_time_is_benign(offset):
 
 def test_a_series_date_moved_back_alone_does_not_count():
     reference = f"{AVERAGE_S * 1000}"
-    moved = started(SCAN - timedelta(days=300))
+    moved = started(SCAN - timedelta(days=300, seconds=1))
     result = suvbw(series(**moved, FrameReferenceTime=reference))
     np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-5)
     assert codes(result) == ["SERIES_TIME_IGNORED"]
@@ -404,9 +406,22 @@ def test_uptake_window(minutes, expected, dated):
 def test_impossible_uptake(minutes, dated):
     injection = SCAN - timedelta(minutes=minutes)
     drug = injected(injection, dated=injection if dated else None)
-    with pytest.raises(HeaderError, match="min before the scan, more than 360 min") as caught:
+    after = dated and minutes < 0
+    message = "on the day of the scan it would be" if after else "before the scan, more than 360"
+    with pytest.raises(HeaderError, match=message) as caught:
         suvbw(series(drug=drug))
     assert caught.value.code == "UPTAKE_RANGE"
+
+
+@pytest.mark.parametrize(("hours", "believed"), [(22, True), (20.5, True), (20, False), (2, False)])
+def test_an_injection_dated_after_the_scan(hours, believed):
+    instances = series(drug=injected(dated=SCAN + timedelta(hours=hours)))
+    if not believed:
+        assert refusal(instances).code == "UPTAKE_RANGE"
+        return
+    result = suvbw(instances)
+    np.testing.assert_allclose(result.factors, factor_at((24 - hours) * 3600), rtol=1e-9)
+    assert "DATE_REBUILT" in codes(result)
 
 
 def test_the_uptake_window_is_that_of_fluorine():
@@ -444,10 +459,15 @@ def test_ge_keeps_the_injection_in_a_private_element():
 
 
 def test_the_private_injection_is_ges_and_the_same_in_all_slices():
-    assert refusal(private_injection(manufacturer=SIEMENS)).code == "INJ_TIME_MISSING"
+    bare = private_injection(manufacturer=SIEMENS, creator="")
+    assert refusal(bare).code == "INJ_TIME_MISSING"
+    for text in ("20210310100100", "", "ten"):
+        instances = private_injection()
+        put_private(instances[0], 0x0009, 0x3B, text, creator="GEMS_PETD_01")
+        assert refusal(instances).code == "INJ_TIME_MISSING"
     instances = private_injection()
-    put_private(instances[0], 0x0009, 0x3B, "20210310100100", creator="GEMS_PETD_01")
-    assert refusal(instances).code == "INJ_TIME_MISSING"
+    put_private(instances[0], 0x0009, 0x3B, "202103101000", creator="GEMS_PETD_01")
+    assert codes(suvbw(instances)) == ["INJ_TIME_PRIVATE"]
 
 
 @pytest.mark.parametrize("text", ["10 o'clock", "2500"])
@@ -475,9 +495,32 @@ def test_two_injection_times_are_compared(apart, expected):
     assert codes(result) == expected
 
 
-def test_an_unreadable_time_beside_a_good_date_and_time_is_refused():
+def test_an_unreadable_time_beside_a_good_date_and_time_is_noted():
     drug = injected(dated=INJECTION) | {"RadiopharmaceuticalStartTime": "noon"}
-    assert refusal(series(drug=drug)).code == "INJ_TIME_INVALID"
+    result = suvbw(series(drug=drug))
+    np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-9)
+    assert codes(result) == ["INJ_TIME_IGNORED"]
+    assert "StartDateTime (0018,1078) is used" in result.warnings[0]
+
+
+def test_a_conflict_of_injection_times_is_noted_where_the_date_is_rebuilt():
+    drug = injected(INJECTION, dated=INJECTION - timedelta(days=400, minutes=10))
+    result = suvbw(series(drug=drug))
+    np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-9)
+    assert codes(result) == ["INJ_TIME_CONFLICT", "DATE_REBUILT"]
+    assert "10 min apart; RadiopharmaceuticalStartTime (0018,1072) is used" in result.warnings[0]
+
+
+@pytest.mark.parametrize(("zone", "uptake"), [("+0000", 3600), ("", 7200)])
+def test_an_offset_that_nothing_shares_gives_way_to_the_time_of_day(zone, uptake):
+    drug = injected(INJECTION, dated=INJECTION - timedelta(hours=1))
+    drug["RadiopharmaceuticalStartDateTime"] += zone
+    result = suvbw(series(drug=drug))
+    np.testing.assert_allclose(result.factors, factor_at(uptake), rtol=1e-9)
+    assert codes(result) == ["INJ_TIME_CONFLICT"]
+    shared = suvbw(series(drug=drug, TimezoneOffsetFromUTC="+0100"))
+    np.testing.assert_allclose(shared.factors, factor_at(3600 if zone else 7200), rtol=1e-9)
+    assert codes(shared) == ([] if zone else ["INJ_TIME_CONFLICT"])
 
 
 # Other nuclides ----------------------------------------------------------------------------------
@@ -522,3 +565,120 @@ def test_carbon_may_be_imaged_after_more_than_two_half_lives():
     result = suvbw(instances)
     np.testing.assert_allclose(result.factors, factor_at(3600, half_life), rtol=1e-9)
     assert result.warnings == ()
+
+
+# Second reading ----------------------------------------------------------------------------------
+
+
+def test_beds_without_manufacturer_tell_the_convention_of_ge():
+    beds = [
+        instance(FrameReferenceTime=f"{bed * 180000}", **started(SCAN + seconds(4000)),
+                 **acquired(SCAN + seconds(bed * 180)))
+        for bed in range(4)
+    ]  # fmt: skip
+    result = suvbw(beds)
+    np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-9)
+    assert "average" not in result.route
+    for header in beds:
+        header.Manufacturer = "GENERIC"
+    assert refusal(beds).code == "SCAN_TIME_MISSING"
+
+
+def test_one_bed_without_manufacturer_needs_series_time_to_tell():
+    frame = {"FrameReferenceTime": "180000", **acquired(SCAN + seconds(180))}
+    met = suvbw(series(**started(SCAN), **frame))
+    np.testing.assert_allclose(met.factors, factor_at(3600), rtol=1e-9)
+    neutral = suvbw(series(**started(SCAN + seconds(4000)), **frame))
+    np.testing.assert_allclose(neutral.factors, factor_at(3600 + AVERAGE_S), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("days", "block"), [(1, 0x10), (-3000, 0x11)])
+def test_a_series_date_moved_alone_leaves_equal_times_equal(days, block):
+    moved = started(SCAN + timedelta(days=days))
+    result = suvbw(series(**moved, FrameReferenceTime=None))
+    np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-9)
+    assert codes(result) == ["DATE_MISMATCH"]
+    assert f"lie {abs(days)} days apart" in result.warnings[0]
+    private = suvbw(with_private(GE, SCAN, block=block, **moved))
+    np.testing.assert_allclose(private.factors, factor_at(3600), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("hours", "believed"), [(-2.9, True), (3.1, False), (-30, False)])
+def test_a_private_time_is_held_against_acquisition_times_that_are_no_route(hours, believed):
+    late = started(SCAN + seconds(7200))
+    private = SCAN + timedelta(hours=hours)
+    injection = private - seconds(3600)
+    instances = with_private(SIEMENS, private, FrameReferenceTime=None, **late,
+                             drug=injected(dated=injection))  # fmt: skip
+    if believed:
+        np.testing.assert_allclose(suvbw(instances).factors, factor_at(3600), rtol=1e-9)
+        return
+    assert refusal(instances).code == "SCAN_TIME_MISSING"
+
+
+def test_beds_after_midnight_without_dates_belong_to_the_next_day():
+    scan = SCAN.replace(hour=23, minute=50)
+    beds = [
+        instance(Manufacturer=GE, FrameReferenceTime=f"{bed * 300000}", SeriesTime="235000",
+                 AcquisitionDate=None, SeriesDate=None, drug=injected(scan - seconds(3600)),
+                 AcquisitionTime=clock(scan + seconds(bed * 300))[1])
+        for bed in range(5)
+    ]  # fmt: skip
+    np.testing.assert_allclose(suvbw(beds).factors, factor_at(3600), rtol=1e-9)
+    for header in beds:
+        header.SeriesDate = "20210310"
+    np.testing.assert_allclose(suvbw(beds).factors, factor_at(3600), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("apart", "expected"), [(59, []), (120, ["ACQUISITION_TIME_CONFLICT"])])
+def test_two_acquisition_times_are_compared(apart, expected):
+    stamp = {"AcquisitionDateTime": "20210310110000"}
+    result = suvbw(series(**stamp, AcquisitionTime=clock(SCAN + seconds(apart))[1]))
+    np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-9)
+    assert codes(result) == expected
+    if expected:
+        assert "lie 2 min apart; the former is used" in result.warnings[0]
+
+
+def test_a_preferred_route_that_is_not_there_is_noted():
+    assert codes(suvbw(series(), prefer="private")) == ["ROUTE_UNAVAILABLE"]
+    assert codes(suvbw(series(), prefer="suv-factor")) == []
+
+
+def test_an_exact_creator_comes_before_one_that_only_begins_so():
+    instances = with_private(SIEMENS, SCAN + seconds(600), creator="SIEMENS MED PT WAVEFORM")
+    for header in instances:
+        put_private(header, 0x0071, 0x22, f"{SCAN:%Y%m%d%H%M%S}", creator="SIEMENS MED PT",
+                    block=0x11)  # fmt: skip
+    np.testing.assert_allclose(suvbw(instances).factors, factor_at(3600), rtol=1e-9)
+
+
+@pytest.mark.parametrize("zone", ["+0100", "-0330"])
+def test_every_date_and_time_may_state_its_offset(zone):
+    drug = injected(dated=INJECTION)
+    drug["RadiopharmaceuticalStartDateTime"] += zone
+    stamp = {"AcquisitionDateTime": f"20210310110000{zone}", "TimezoneOffsetFromUTC": zone}
+    np.testing.assert_allclose(suvbw(series(drug=drug, **stamp)).factors, factor_at(3600))
+
+
+@pytest.mark.parametrize("text", ["-1", "-900000"])
+@pytest.mark.parametrize("manufacturer", [GE, SIEMENS])
+def test_a_negative_frame_reference_time_is_no_route(text, manufacturer):
+    changes = {"Manufacturer": manufacturer, "FrameReferenceTime": text, "SeriesTime": "105900"}
+    assert refusal(series(**changes)).code == "SCAN_TIME_MISSING"
+
+
+@pytest.mark.parametrize("manufacturer", [GE, SIEMENS, None])
+def test_one_acquisition_time_of_all_beds_is_the_start_of_the_first(manufacturer):
+    """SeriesTime was rewritten later; the reference times tell the beds apart."""
+    middle = 0.0 if manufacturer == GE else AVERAGE_S
+    late = {"Manufacturer": manufacturer, **started(SCAN + seconds(7200))}
+    beds = [
+        instance(FrameReferenceTime=f"{(n // 3 * 243 + middle) * 1000}", **late) for n in range(12)
+    ]
+    result = suvbw(beds)
+    np.testing.assert_allclose(result.factors, factor_at(3600), rtol=1e-5)
+    assert sorted(codes(result)) == ["ACQUISITION_TIME_SHARED", "SERIES_TIME_LATER"]
+    assert result.route == "START / AcquisitionTime (0008,0032) that all beds share"
+    assert refusal(beds[2:]).code == "SUV_TREF_INCONSISTENT"  # one slice is no bed
+    assert refusal(beds[3:]).code == "SUV_TREF_INCONSISTENT"  # the first bed is missing
