@@ -162,6 +162,9 @@ class TrainConfig(StrictConfig):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
+    statistics_pictures: int = Field(default=512, ge=0)
+    """Training pictures from which batch-normalisation statistics are measured before each
+    validation; 0 keeps the running averages of training, which trail behind the weights."""
     patience: int = Field(default=0, ge=0)
     """Epochs without a better model after which training stops; 0 never stops early."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

@@ -24,7 +24,8 @@ from pipelines.progress import Progress, silent
 
 RESIDENT_SHARE = 0.4  # of the memory that is free: the model and its gradients need the rest
 NORMALISATION_BATCH = 64
-ORDER_STREAM, AUGMENT_STREAM = 0, 1
+STATISTICS_BATCHES = 4  # as large as training batches: nothing is kept for a backward pass
+ORDER_STREAM, AUGMENT_STREAM, STATISTICS_STREAM = 0, 1, 2
 
 
 @runtime_checkable
@@ -364,3 +365,25 @@ class EvaluationFeed:
             start += len(images)
             label = labels[index].to(images.device)
             yield {"image": normalise(images, self._measured), "label": label, "index": index}
+
+
+class StatisticsFeed:
+    """Some training pictures, unchanged but for normalisation; the same ones in every epoch.
+
+    Batches are as equal in size as they can be, and none is of one picture unless there is no
+    other.
+    """
+
+    def __init__(
+        self, pixels: Store, order: Order, *, measured: Normalisation, pictures: int
+    ) -> None:
+        self._pixels, self._order, self._measured = pixels, order, measured
+        self._pictures = min(pictures, len(order.labels))
+
+    def __iter__(self) -> Iterator[Float[Tensor, "b c h w"]]:
+        rng = np.random.default_rng([self._order.seed, STATISTICS_STREAM])
+        chosen = rng.permutation(len(self._order.labels))[: self._pictures]
+        batches = -(-len(chosen) // (STATISTICS_BATCHES * self._order.width))
+        parts = np.array_split(chosen, batches) if batches else []
+        for images in self._pixels.batches(iter(parts)):
+            yield normalise(images, self._measured)

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from models.losses import Objective, objective
 from models.records import Prediction
+from models.statistics import remeasure
 from pipelines import scores
+from pipelines.assemble import Forward
 from pipelines.errors import DivergedError
+from pipelines.feed import StatisticsFeed
 from pipelines.progress import Progress
 
 CHECK_EVERY_ON_CUDA = 25  # looking at a loss on an accelerator waits for it
@@ -155,6 +158,27 @@ class Clip:
     def __call__(self, engine: Engine) -> None:
         """Clip in place."""
         nn.utils.clip_grad_norm_(self._network.parameters(), self._largest)
+
+
+class Statistics:
+    """Measure batch-normalisation statistics with the weights that are about to be validated."""
+
+    def __init__(
+        self, feed: StatisticsFeed, forward: Forward, *, network: nn.Module, device: torch.device
+    ) -> None:
+        self._feed, self._forward = feed, forward
+        self._network, self._device = network, device
+
+    def attach(self, engine: Engine) -> None:
+        """Run when an epoch ends; attach it before the validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Measure in place."""
+        remeasure(self._network, map(self._prepared, self._feed), forward=self._forward)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        return images.to(self._device, memory_format=torch.channels_last)
 
 
 class Collector:

@@ -26,7 +26,7 @@ from pipelines import handlers, outcome
 from pipelines import run as run_files
 from pipelines.assemble import Forward, TrainingData, to_device
 from pipelines.config import RunConfig, TrainConfig
-from pipelines.feed import EvaluationFeed, Order, Store, TrainingFeed
+from pipelines.feed import EvaluationFeed, Order, StatisticsFeed, Store, TrainingFeed
 from pipelines.outcome import Predicted
 from pipelines.progress import Progress
 
@@ -140,7 +140,7 @@ class Loop:
         return trainer
 
     def _handlers(self) -> list[Any]:
-        """In the order in which they run: schedule, log, checkpoint; then validation."""
+        """In the order they run: schedule, log, checkpoint; then statistics, validation."""
         settings = self.task.settings
         attached: list[Any] = [self.losses]
         if settings.gradient_clip:
@@ -158,6 +158,8 @@ class Loop:
         ]
         if settings.checkpoint_iterations:
             attached.append(handlers.Every(settings.checkpoint_iterations, self._save))
+        if settings.statistics_pictures:
+            attached.append(self._statistics())
         self.validator = self._validator()
         attached.append(ValidationHandler(interval=1, validator=self.validator))
         if isinstance(self.schedule, ReduceLROnPlateau):
@@ -170,6 +172,17 @@ class Loop:
                 )
             )
         return attached
+
+    def _statistics(self) -> handlers.Statistics:
+        task = self.task
+        feed = StatisticsFeed(
+            task.stores["train"],
+            self.order,
+            measured=task.config.normalisation,
+            pictures=task.settings.statistics_pictures,
+        )
+        forward = Forward(task.device, task.settings.precision)
+        return handlers.Statistics(feed, forward, network=task.network, device=task.device)
 
     def _validator(self) -> SupervisedEvaluator:
         collector = handlers.Collector(self.losses, prefix="validation_")
