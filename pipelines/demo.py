@@ -39,8 +39,8 @@ SETTINGS = TrainConfig(
     batch_size=8,
     learning_rate=3e-3,
 )
-"""Small enough for two cores; the defaults of ``train`` are for a GPU. A shallow network sees little
-around each cell, so that its maps say where and not only whether."""
+"""Small enough for two cores; the defaults of ``train`` are for a GPU. A shallow network sees
+little around each cell, so that its maps say where and not only whether."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
