@@ -64,8 +64,10 @@ class ExplainReport:
     def summary(self) -> str:
         """Say in one line what was explained."""
         maps = sorted({str(row["method"]) for row in self.rows})
-        text = f"{len(self.probabilities)} scans explained by {', '.join(maps)}"
-        if len(self.probabilities) == 1:
+        one = len(self.probabilities) == 1
+        scans = "1 scan" if one else f"{len(self.probabilities)} scans"
+        text = f"{scans} explained by {', '.join(maps)}"
+        if one:
             ((_, found),) = self.probabilities.items()
             text += "; " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         if self.exclusions:

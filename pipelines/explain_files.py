@@ -26,10 +26,8 @@ TABLE, PAGE = "explanations.csv", "index.html"
 MAPS, OVERLAYS, VOLUMES = "maps", "overlays", "volumes"
 PATIENT_SPACE = ("depth", "volume_affine", "volume_shape")
 INTRO = (
-    "Each scan is the coronal maximum-intensity projection in inverted grey: dark is high uptake, "
-    "the patient's right is on the viewer's left. The colour shows where the model looked.",
-    "A map says what the model used, not what is there; a wrong prediction can have a tidy map. "
-    "For research; not for diagnosis.",
+    "The colour shows what the model used, not what is there; a wrong prediction can have a tidy "
+    "map. For research; not for diagnosis.",
 )
 
 
@@ -77,13 +75,14 @@ class Map:
     scores: Mapping[str, float]
 
 
-def _background(scan: Scan) -> Float[np.ndarray, "row column"]:
-    """Return the projection in SUV, or else the first channel, scaled to the same greys."""
+def _background(task: Task, scan: Scan) -> tuple[Float[np.ndarray, "row column"], str]:
+    """Return the projection and its unit; else the first channel in the same greys, without one."""
     if "suv" in scan.arrays:
-        return scan.arrays["suv"].astype(np.float32)
+        paper = task.config.data.recipe_config.get("suv_formula") == "paper"
+        return scan.arrays["suv"].astype(np.float32), "paper" if paper else "SUV"
     first = scan.arrays["image"][0].astype(np.float32)
     low, high = float(first.min()), float(first.max())
-    return figures.SUV_BLACK * (first - low) / max(high - low, 1e-6)
+    return figures.SUV_BLACK * (first - low) / max(high - low, 1e-6), ""
 
 
 def _extent_mm(task: Task, scan: Scan) -> tuple[float, float] | None:
@@ -100,16 +99,17 @@ def draw(task: Task, scan: Scan, maps: Sequence[Map]) -> list[tuple[str, bytes, 
     """Draw the scan alone and each map over it, and write them as PNG."""
     if not task.settings.overlays:
         return []
-    suv, extent = _background(scan), _extent_mm(task, scan)
+    (suv, unit), extent = _background(task, scan), _extent_mm(task, scan)
     mask = scan.arrays.get("mask")
     mask = mask if mask is not None and mask.any() else None
-    images = [("scan", figures.overlay(suv, mask=mask, extent_mm=extent), "")]
+    images = [("scan", figures.overlay(suv, mask=mask, unit=unit, extent_mm=extent), "")]
     for found in maps:
         caption = _caption(task, found)
         png = figures.overlay(
             suv,
             found.values,
             mask=mask,
+            unit=unit,
             extent_mm=extent,
             signed=found.signed,
             title=found.method,

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models.attention import ATTENTIONS
+from models.convex import block_sum
 from models.errors import ExplainerError, ShapeError
 from models.explainers import EXPLAINERS, AttentionMaps, GradCam
 from models.explainers.base import check_request
@@ -170,6 +171,25 @@ def test_gradcam_explains_the_look_that_is_classified():
     weights = model.attention.options.pool_scale * model.head.weight[TARGET] / coarse[0].numel()
     expected = torch.einsum("bchw,bc->bhw", gated, weights).relu()
     torch.testing.assert_close(cam.values, expected.detach(), rtol=1e-4, atol=1e-8)
+
+
+def test_the_deep_network_of_the_paper_is_explained():
+    """ResNet-50, both levels gated: maps that agree, and GradCAM of the coarser stage."""
+    torch.manual_seed(0)
+    model = build("resnet50", variant="exact", **SETTINGS)
+    for gate in model.attention.gates.values():
+        nn.init.normal_(gate.potential.weight, std=10)
+    model.eval()
+    fine, coarse = (found.values for found in AttentionMaps()(model, images(), TARGET))
+    assert (fine.shape, coarse.shape) == ((3, 4, 4), (3, 2, 2))
+    torch.testing.assert_close(block_sum(fine, (2, 2)), coarse, rtol=0, atol=1e-6)
+    assert fine.std() > 1e-3
+    (cam,) = GradCam()(model, images(), TARGET)
+    features = model.trunk.walk(images(), upto="block3")
+    gated = model.trunk.block4(fine[0].numel() * fine[:, None] * features)
+    weights = model.attention.options.pool_scale * model.head.weight[TARGET] / coarse[0].numel()
+    expected = torch.einsum("bchw,bc->bhw", gated, weights).relu()
+    torch.testing.assert_close(cam.values, expected.detach(), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("layer", ["stem", "block1", "trunk.block2", "trunk.block3.0.conv2"])

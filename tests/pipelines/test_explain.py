@@ -14,18 +14,19 @@ from sklearn.metrics import average_precision_score
 
 from models.explainers import EXPLAINERS
 from pipelines import explain as explain_module
-from pipelines import explain_sources
+from pipelines import explain_sources, figures
 from pipelines import run as run_files
 from pipelines.assemble import network_of
 from pipelines.config import ExplainConfig, TrainConfig
 from pipelines.errors import DataError, RunError, RunExists, UsageError
 from pipelines.explain import ExplainReport, explain
 from pipelines.feed import normalise
+from pipelines.figures import SUV_BLACK
 from pipelines.train import train
 from preprocessing.errors import OutputError
 from preprocessing.journal import OutputLock
 from preprocessing.records import Example, Exclusion
-from preprocessing.shards import open_dataset
+from preprocessing.shards import Dataset, open_dataset
 
 MakeBlobs = Callable[..., Path]
 PNG = b"\x89PNG"
@@ -196,6 +197,58 @@ class TestOutput:
         assert torch.equal(before, torch.get_rng_state())
 
 
+class TestGreys:
+    """What the grey bar of an overlay says it measures."""
+
+    @pytest.mark.parametrize(
+        ("recipe_config", "unit"), [({}, "SUV"), ({"suv_formula": "suvbw"}, "SUV"),
+                                    ({"suv_formula": "paper"}, "paper")],
+    )  # fmt: skip
+    def test_uptake_has_the_unit_of_its_formula(
+        self,
+        run: Path,
+        blobs: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        recipe_config: dict,
+        unit: str,
+    ) -> None:
+        config = run_files.read_config(run)
+        data = config.data.model_copy(update={"recipe_config": recipe_config})
+        changed = config.model_copy(update={"data": data})
+        monkeypatch.setattr(run_files, "read_config", lambda path: changed)
+        drawn = self.drawn(run, blobs, tmp_path, monkeypatch)
+        assert {call["unit"] for call in drawn} == {unit}
+        suv = next(iter(open_dataset(blobs).split("test"))).arrays["suv"]
+        np.testing.assert_array_equal(drawn[0]["suv"], suv.astype(np.float32))
+
+    def test_other_pictures_have_none(
+        self, run: Path, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fields = tuple(name for name in open_dataset(blobs).fields if name != "suv")
+        monkeypatch.setattr(Dataset, "fields", property(lambda view: fields))
+        drawn = self.drawn(run, blobs, tmp_path, monkeypatch)
+        assert {call["unit"] for call in drawn} == {""}
+        greys = drawn[0]["suv"]
+        image = next(iter(open_dataset(blobs).split("test"))).arrays["image"][0]
+        assert (greys.min(), greys.max()) == (0, SUV_BLACK)
+        assert np.corrcoef(greys.ravel(), image.ravel())[0, 1] > 0.999
+
+    def drawn(
+        self, run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def overlay(suv: np.ndarray, values: Any = None, **options: Any) -> bytes:
+            calls.append({"suv": suv, **options})
+            return PNG + b"\r\n\x1a\n"
+
+        monkeypatch.setattr(figures, "overlay", overlay)
+        settings = ExplainConfig(limit=1, volumes=False)
+        explain(settings, run=run, out=tmp_path / "out", data=data)
+        return calls
+
+
 class TestChoices:
     def test_batches_do_not_matter(
         self, run: Path, blobs: Path, tmp_path: Path, explained: tuple
@@ -323,7 +376,7 @@ class TestNewScans:
         assert len(derive["key"]) == 32
         assert report.exclusions[0].code == "UNITS_UNKNOWN"
         summary = report.summary()
-        assert summary.startswith("1 scans explained by")
+        assert summary.startswith("1 scan explained by")
         assert "normal 0." in summary
         assert summary.endswith("1 refused (UNITS_UNKNOWN)")
         assert {row["split"] for row in table(out)} == {"new"}

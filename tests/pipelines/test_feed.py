@@ -19,6 +19,7 @@ from pipelines.feed import (
     EvaluationFeed,
     Order,
     ResidentStore,
+    StatisticsFeed,
     StreamStore,
     TrainingFeed,
     measure,
@@ -291,3 +292,40 @@ class TestAugment:
         other = augment(self.images, AugmentConfig(), generator=torch.Generator().manual_seed(9))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
+
+
+class TestStatisticsFeed:
+    def fed(self, pixels: Any, *, count: int, asked: int, batch_size: int) -> list[torch.Tensor]:
+        order = Order(labels=np.arange(count) % 2, batch_size=batch_size, seed=3, balanced=True)
+        return list(StatisticsFeed(pixels, order, measured=HALF, pictures=asked))
+
+    @pytest.mark.parametrize("asked", [0, 1, 7, 18, 512])
+    def test_so_many_pictures_each_once_in_even_batches(self, asked: int) -> None:
+        pixels = NumberedStore(18)
+        batches = self.fed(pixels, count=18, asked=asked, batch_size=2)
+        sizes = [len(batch) for batch in batches]
+        assert sum(sizes) == min(asked, 18)
+        if sizes:
+            assert max(sizes) <= 8
+            assert max(sizes) - min(sizes) <= 1
+            drawn = (torch.cat(batches) * 5 + 10).round().flatten().int().tolist()
+            assert len(set(drawn)) == len(drawn)
+
+    def test_the_same_pictures_from_either_store_every_time(self, blobs: Path) -> None:
+        found = pictures(open_dataset(blobs).split("train"), (64, 64), labelled=True)
+        stores = [ResidentStore(found, device=CPU), StreamStore(found, device=CPU)]
+        first, second = (self.fed(one, count=18, asked=7, batch_size=1) for one in stores)
+        assert len(first) == 2
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one, other)
+
+
+class NumberedStore:
+    """Pictures of one pixel that holds their index."""
+
+    def __init__(self, count: int) -> None:
+        self._pixels = torch.arange(count, dtype=torch.uint8).reshape(count, 1, 1, 1)
+
+    def batches(self, orders: Any) -> Any:
+        for order in orders:
+            yield self._pixels[torch.from_numpy(order)]

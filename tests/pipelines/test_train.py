@@ -24,11 +24,13 @@ from pipelines import training_loop
 from pipelines.assemble import Forward, network_of, pick_device
 from pipelines.config import TrainConfig
 from pipelines.errors import DataError, DivergedError, RunError, RunExists, UsageError
+from pipelines.feed import normalise, pictures
 from pipelines.handlers import Losses
 from pipelines.train import TrainReport, train
 from pipelines.training_loop import rarity
 from preprocessing.errors import OutputError, ShardError
 from preprocessing.journal import OutputLock
+from preprocessing.shards import open_dataset
 
 SMALL = TrainConfig(network="resnet10-narrow", epochs=2, batch_size=6, bootstrap=50)
 
@@ -222,6 +224,30 @@ class TestRun:
         )
         assert "No labelled test sample" in (tmp_path / "run" / "model_card.md").read_text()
         assert not (tmp_path / "run" / "test_scores.json").exists()
+
+
+class TestStatistics:
+    """What an epoch ends with are the statistics of its weights, not a trailing average."""
+
+    def stem_mean(self, run: Path, data: Path) -> torch.Tensor:
+        """Mean of the first convolution over all training pictures, with the last weights."""
+        config = run_files.read_config(run)
+        network = network_of(config)
+        network.load_state_dict(last_weights(run))
+        found = pictures(open_dataset(data).split("train"), (64, 64), labelled=True)
+        images = normalise(torch.stack([found[i] for i in range(18)]), config.normalisation)
+        with torch.no_grad():
+            return network.get_submodule("trunk.stem.conv1")(images).mean((0, 2, 3))
+
+    def test_they_are_those_of_the_training_pictures(self, trained: Path, blobs: Path) -> None:
+        running = last_weights(trained)["trunk.stem.bn1.running_mean"]
+        torch.testing.assert_close(running, self.stem_mean(trained, blobs), rtol=1e-4, atol=1e-5)
+
+    def test_zero_pictures_keep_the_running_averages(self, blobs: Path, tmp_path: Path) -> None:
+        train(with_settings(statistics_pictures=0), data=blobs, run=tmp_path / "run")
+        running = last_weights(tmp_path / "run")["trunk.stem.bn1.running_mean"]
+        apart = (running - self.stem_mean(tmp_path / "run", blobs)).abs().max()
+        assert apart > 0.01
 
 
 class TestResume:
