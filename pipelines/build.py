@@ -281,7 +281,12 @@ def _complete(task: _Build, discovery: Discovery, inputs: str, pool: Workers) ->
     manifest = _manifest(task, inputs, placing, report)
     task.progress("card and contact sheet", 0, 1)
     finish.write_beside(
-        task.out, manifest, _sample_rows(task.recipe, placing.rows), exclusions, task.layout
+        task.out,
+        manifest,
+        _sample_rows(task.recipe, placing.rows),
+        exclusions,
+        task.layout,
+        mapper=pool.map,
     )
     shards.write_manifest(task.out, manifest)
     task.progress("card and contact sheet", 1, 1)

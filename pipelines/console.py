@@ -77,22 +77,28 @@ def refusals() -> Iterator[None]:
 def bars() -> Iterator[Progress]:
     """Draw one bar for each stage on stderr; nothing where stderr is no terminal."""
     console = Console(stderr=True)
-    with bar.Progress(
+    progress = bar.Progress(
         bar.TextColumn("{task.description:<24}"),
         bar.BarColumn(),
         bar.MofNCompleteColumn(),
         bar.TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
-    ) as progress:
-        tasks: dict[str, Any] = {}
+    )
+    tasks: dict[str, Any] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total or None)
-            progress.update(tasks[stage], completed=done, total=total or None)
+    def report(stage: str, done: int, total: int) -> None:
+        # Not before there is something to tell: the thread that draws would hinder a fork.
+        if not tasks:
+            progress.start()
+        if stage not in tasks:
+            tasks[stage] = progress.add_task(stage, total=total or None)
+        progress.update(tasks[stage], completed=done, total=total or None)
 
+    try:
         yield report
+    finally:
+        progress.stop()
 
 
 def existing(path: Path, what: str) -> Path:

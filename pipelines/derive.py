@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipelines.config import BuildConfig
 from pipelines.progress import Progress
-from pipelines.recipes import RECIPES, Mapper
+from pipelines.recipes import RECIPES
 from preprocessing.errors import OutputError, PreprocessingError, ShardError
-from preprocessing.records import Case, Died, Exclusion
+from preprocessing.records import Case, Died, Exclusion, Mapper
 from preprocessing.shards import CaseRow, FieldSpec, read_case, write_case
 
 

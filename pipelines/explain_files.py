@@ -15,8 +15,8 @@ from pipelines import figures, pages
 from pipelines import run as run_files
 from pipelines.config import ExplainConfig, RunConfig
 from pipelines.explain_sources import Scans
-from pipelines.pictures import resample
 from pipelines.report import Overlap, gain
+from pipelines.resampling import resample
 from preprocessing import nifti
 from preprocessing.atomic_files import atomic_write
 from preprocessing.mip import back_project

@@ -18,13 +18,12 @@ from pipelines.pictures import (
     QUIET,
     Canvas,
     blend,
-    inverted_grey,
     outline,
-    resample,
     shrink_mask,
     wrap,
 )
 from pipelines.plots import Estimate, bars, calibration, confusion, curves, roc
+from pipelines.resampling import inverted_grey, resample
 
 __all__ = [
     "SUV_BLACK",

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines import card, qc
 from preprocessing.atomic_files import atomic_write
-from preprocessing.records import Exclusion
+from preprocessing.records import Exclusion, Mapper
 from preprocessing.shards import FieldSpec
 
 EXCLUSIONS = "exclusions.csv"
@@ -22,6 +22,8 @@ def write_beside(
     samples: Sequence[Mapping[str, Any]],
     exclusions: Sequence[Exclusion],
     layout: Mapping[str, FieldSpec],
+    *,
+    mapper: Mapper = map,
 ) -> None:
     """Write everything of a data set that is neither shard nor manifest."""
     columns = list(dict.fromkeys(name for row in samples for name in row))
@@ -34,7 +36,7 @@ def write_beside(
             [{name: getattr(item, name) for name in EXCLUSION_COLUMNS} for item in exclusions],
         ),
     )
-    qc.write_all(out, manifest, samples)
+    qc.write_all(out, manifest, samples, mapper=mapper)
     atomic_write(out / "README.md", card.render_card(manifest, samples, exclusions).encode("utf-8"))
     described = card.croissant(manifest, layout=layout, samples_csv=table)
     text = json.dumps(described, indent=2, ensure_ascii=False)

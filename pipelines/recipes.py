@@ -3,7 +3,7 @@
 Workers import this module: it must stay free of torch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,8 @@ from pipelines.config import BuildConfig, FdgPetConfig
 from pipelines.progress import Progress
 from preprocessing import fdg_pet
 from preprocessing.pseudonyms import Pseudonyms
-from preprocessing.records import Discovery, Example
+from preprocessing.records import Discovery, Example, Mapper
 from preprocessing.shards import FieldSpec
-
-Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,26 +4,34 @@ A codec written in C can end its process, a damaged file can keep a parser busy 
 takes its own task and nothing else: the pool is started anew, the tasks that were under way are
 tried again one at a time, and the one that ends its process again comes back as ``Died``.
 
-A process that has imported what a case needs takes a second to come up. Until then the calling
-process works itself, and with one worker it does so to the end; only tasks that run foreign C code
-on the file's bytes (``guarded``) always go to a process of their own.
+Processes are forked where nothing speaks against it: they are up at once. Where other threads run
+or torch is loaded, they come from a fork server instead, which takes a second to import what a case
+needs. Until they are up the calling process works itself, and with one worker it does so to the
+end; only tasks that run foreign C code on the file's bytes (``guarded``) always go to a process of
+their own. A worker ends with the process that started it, however that one ended.
 """
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import resource
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from preprocessing.records import Died
 
 MEMORY_LIMIT_BYTES = 24 * 1024**3
 """Address space of a worker: far above the largest scan, far below what a forged header can ask."""
-SECONDS_PER_TASK = 600
+SECONDS_PER_TASK = 600.0
 """A task that takes longer is taken for a hanging parser; a whole-body case takes about one."""
 TASKS_AHEAD = 2
 """Tasks handed out beyond one for each worker, so that no worker waits and memory stays flat."""
@@ -32,11 +40,22 @@ TASKS_AHEAD = 2
 def _prepare_worker() -> None:
     # Interrupts are the parent's business: it stops handing out tasks and lets these finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     ceiling = (
         MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
     )
     resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
+    # As many processes as processors: threads beside them would only wait for one another.
+    threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _timed(function: Callable[[Any], Any], item: Any, seconds: float) -> Any:
@@ -54,6 +73,15 @@ def _nothing(_: int) -> None:
 
 def _never(_: Any) -> bool:
     return False
+
+
+def _may_fork() -> bool:
+    """Tell whether a copy of this process works: locks that a thread holds would stay locked in it.
+
+    Numpy's threads are restarted by its own handlers; those of torch's OpenMP are not.
+    """
+    only_thread = threading.active_count() == 1
+    return sys.platform == "linux" and only_thread and "torch" not in sys.modules
 
 
 class Workers:
@@ -74,6 +102,8 @@ class Workers:
         self._starting: threading.Thread | None = None
 
     def __enter__(self) -> "Workers":
+        if self.count > 1 and _may_fork():
+            self._pool = self._forked()
         return self
 
     def __exit__(
@@ -183,19 +213,32 @@ class Workers:
 
     def _up(self) -> bool:
         """Tell whether the pool is ready; the first question starts it, beside this process."""
+        if self._pool is not None:
+            return True
         if self._starting is None:
             self._starting = threading.Thread(target=self._start, daemon=True)
             self._starting.start()
         return not self._starting.is_alive()
 
+    def _forked(self) -> ProcessPoolExecutor:
+        pool = self._made("fork")
+        with warnings.catch_warnings():
+            # Newer Pythons warn of numpy's threads, which survive this.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pool.submit(_nothing, 0).result()
+        return pool
+
     def _start(self) -> None:
         # A fork server forks from a process that holds no locks, threads or open HDF5 files.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pipelines.recipes"])
-        pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_prepare_worker)
+        pool = self._made("forkserver")
         for up in [pool.submit(_nothing, number) for number in range(self.count)]:
             up.result()
         self._pool = pool
+
+    def _made(self, method: str) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context(method)
+        context.set_forkserver_preload(["pipelines.recipes"])
+        return ProcessPoolExecutor(self.count, mp_context=context, initializer=_prepare_worker)
 
     def _running(self) -> ProcessPoolExecutor:
         if not self._up() and self._starting is not None:

@@ -7,10 +7,9 @@ Names of all years are known: ``<case>_{t1,t1ce,t2,flair,seg}`` (2012 to 2021) a
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from preprocessing.errors import GeometryError, PreprocessingError
 from preprocessing.folder_walk import list_files
 from preprocessing.nifti_reader import NiftiGrid, read_grid
 from preprocessing.pseudonyms import Pseudonyms
-from preprocessing.records import Died, Discovery, Exclusion
+from preprocessing.records import Died, Discovery, Exclusion, Mapper, Progress
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 """Channels of every picture, in this order."""
@@ -48,9 +47,6 @@ _TIME_POINTS = (
     re.compile(r"(?P<patient>brats1[789]_.+)_\d"),
     re.compile(r"(?P<patient>brats-[a-z]+-\d+)-\d{3}"),
 )
-
-Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,18 @@ patient. ``row column`` are picture axes: row 0 is the head, and at azimuth 0 co
 patient's right, so the patient's right is on the viewer's left.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Shaped, UInt8
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Like ``map``, or the ``map`` of a process pool: results in order, ``Died`` for a lost task."""
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much is done, and how much there is."""
 
 
 class Unit(Enum):

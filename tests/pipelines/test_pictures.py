@@ -18,13 +18,12 @@ from pipelines.pictures import (
     Canvas,
     blend,
     heat_table,
-    inverted_grey,
     outline,
     printable,
-    resample,
     shrink_mask,
     wrap,
 )
+from pipelines.resampling import inverted_grey, resample
 
 IMAGES = hnp.arrays(
     np.float32,

@@ -223,7 +223,7 @@ def test_none_survives_a_build_that_fails(
     planted: tuple[Path, Canaries], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, canaries = planted
-    monkeypatch.setattr("pipelines.build.finish.write_beside", lambda *a: 1 / 0)
+    monkeypatch.setattr("pipelines.build.finish.write_beside", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build(
             "fdg-pet",

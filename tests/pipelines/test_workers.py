@@ -1,8 +1,14 @@
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_info
 
+from pipelines import workers
 from pipelines.workers import Workers
 from preprocessing.records import Died
 
@@ -41,6 +47,23 @@ def identity(_: int) -> int:
     return os.getpid()
 
 
+def threads(_: int) -> int:
+    return max((pool["num_threads"] for pool in threadpool_info()), default=1)
+
+
+def handling(_: int) -> tuple[object, object]:
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+
+@pytest.fixture(params=["fork", "forkserver"], autouse=True)
+def method(request, monkeypatch):
+    """Every law holds for both ways to start."""
+    if request.param == "fork" and sys.platform != "linux":
+        pytest.skip("processes are forked on Linux only")
+    monkeypatch.setattr(workers, "_may_fork", lambda: request.param == "fork")
+    return request.param
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_results_come_in_the_order_of_the_items(count: int) -> None:
     with Workers(count) as pool:
@@ -63,11 +86,65 @@ def test_guarded_work_is_done_in_other_processes(count: int) -> None:
         assert os.getpid() not in set(pool.map(identity, range(4), guarded=always))
 
 
-def test_this_process_works_until_the_others_are_up_and_then_stops() -> None:
+def test_this_process_works_until_the_others_are_up_and_then_stops(method) -> None:
     with Workers(2) as pool:
-        found = list(pool.map(identity_slowly, range(80)))
-    assert found[0] == os.getpid()
+        found = list(pool.map(identity_slowly, range(80 if method == "forkserver" else 4)))
+    assert (found[0] == os.getpid()) == (method == "forkserver")
     assert found[-1] != os.getpid()
+
+
+def test_a_worker_uses_one_thread_and_leaves_interrupts_to_its_parent() -> None:
+    with Workers(2) as pool:
+        assert set(pool.map(threads, range(4), guarded=always)) == {1}
+        expected = {(signal.SIG_IGN, signal.SIG_DFL)}
+        assert set(pool.map(handling, range(4), guarded=always)) == expected
+
+
+_ORPHANS = """
+import sys, time
+sys.path.append("tests/pipelines")
+import test_workers
+from pipelines import workers
+workers._may_fork = lambda: sys.argv[1] == "fork"
+with workers.Workers(3) as pool:
+    print(*{*pool.map(test_workers.identity_slowly, range(9), guarded=lambda _: True)}, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_builder_that_is_killed(method) -> None:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", _ORPHANS, method], stdout=subprocess.PIPE, text=True, cwd=root
+    ) as builder:
+        assert builder.stdout is not None
+        pids = [int(word) for word in builder.stdout.readline().split()]
+        assert len(pids) > 1
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+        builder.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(_runs(pid) for pid in pids):
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_process_with_other_threads_or_torch_is_not_copied(monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(workers.threading, "active_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert not workers._may_fork()
+    monkeypatch.delitem(sys.modules, "torch")
+    assert workers._may_fork() == (sys.platform == "linux")
+    monkeypatch.setattr(workers.threading, "active_count", lambda: 2)
+    assert not workers._may_fork()
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -15,13 +15,14 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEGBaseline8Bit
 
+from preprocessing import intake_parts
 from preprocessing.dicom_series import load_volume
 from preprocessing.errors import FileError, HeaderError, PreprocessingError
 from preprocessing.intake import Intake, SeriesIntake, scan
+from preprocessing.intake_parts import Open, Task
 from preprocessing.labels import Table
 from preprocessing.pseudonyms import Pseudonyms
 from preprocessing.records import Died, Unit
-from preprocessing.series_judge import SeriesJob
 from tests.preprocessing.dicom_factory import DOSE_BQ, ROOT_UID, WEIGHT_KG, write_series
 
 KEY = Pseudonyms(bytes(range(32)))
@@ -487,6 +488,35 @@ def test_workers_and_names_do_not_change_the_answer(tmp_path):
     assert summary(scanned(tmp_path))[1:] == summary(alone)[1:]
 
 
+def test_where_the_files_of_a_series_lie_does_not_change_the_answer(tmp_path, monkeypatch):
+    for n in range(2):
+        where = {"PatientID": f"P{n}", "StudyInstanceUID": f"1.{n}"}
+        write_series(tmp_path / f"{n}", slices=70, change=other_series(f"{n}", **where))
+    (tmp_path / "1" / "slice010.dcm").unlink()
+    together = scanned(tmp_path)
+    monkeypatch.setattr(intake_parts, "WHOLE_FOLDER", 20)
+    assert summary(scanned(tmp_path)) == summary(together)
+    for path in sorted(tmp_path.rglob("*.dcm"))[::7]:
+        folder = path.parent / path.stem
+        folder.mkdir()
+        path.rename(folder / path.name)
+    assert summary(scanned(tmp_path)) == summary(together)
+    monkeypatch.undo()
+    assert summary(scanned(tmp_path)) == summary(together)
+    shorter = scanned(tmp_path / "0" / "slice007")
+    assert [series.code for series in shorter.series] != [series.code for series in together.series]
+
+
+def test_a_series_of_two_folders_is_looked_at_as_one(tmp_path):
+    truth = write_series(tmp_path / "a", slices=140)
+    (tmp_path / "b").mkdir()
+    for path in sorted((tmp_path / "a").iterdir())[::2]:
+        path.rename(tmp_path / "b" / path.name)
+    series = only_series(tmp_path)
+    assert series.files == 140
+    assert_allclose(load_volume(series).voxels, truth.suv, rtol=1e-6)
+
+
 def test_weights_from_a_table_override_the_header(tmp_path):
     truth = write_series(tmp_path, change=every(PatientWeight=None))
     table = Table(key="PatientID", values={"CANARY-ID": f"{2 * WEIGHT_KG}"})
@@ -573,7 +603,7 @@ class TestDeadWorkers:
     def test_a_file_that_kills_its_reader_is_excluded_alone(self, folder):
         def mapper(function, items):
             for item in items:
-                paths = item if isinstance(item, list | tuple) else ()
+                paths = getattr(item, "files", item)
                 dead = any(getattr(path, "name", "") == "deadly.dcm" for path in paths)
                 yield Died() if dead else function(item)
 
@@ -587,7 +617,7 @@ class TestDeadWorkers:
     def test_a_series_that_kills_its_judge_is_excluded_whole(self, folder):
         def mapper(function, items):
             for item in items:
-                yield Died() if isinstance(item, SeriesJob) else function(item)
+                yield Died() if isinstance(item, Task | Open) else function(item)
 
         found = scan(folder, pseudonyms=KEY, mapper=mapper)
         (series,) = found.series
