@@ -9,6 +9,7 @@ functions, because every worker process imports this file first.
 """
 
 import argparse
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SLICES, MATRIX = 299, 256
 
@@ -63,6 +65,7 @@ def measure(folder: Path, series: int, workers: int, repeats: int) -> None:
 
     A third of the series is built apart: the difference of the two times is what each further
     series costs, without what every build pays once (processes that start, pictures, the card).
+    Builds that share nothing, one on each core, tell how far the machine itself scales.
     """
     from scans import write_series
 
@@ -70,13 +73,15 @@ def measure(folder: Path, series: int, workers: int, repeats: int) -> None:
     for number in range(series):
         write_series(folder / "all" / f"{number:03d}", SLICES, MATRIX, seed=number)
         if number < few:
-            shutil.copytree(folder / "all" / f"{number:03d}", folder / "few" / f"{number:03d}")
+            linked(folder, number, "few")
+        linked(folder, number, f"part-{number % workers}")
     times: dict[str, list[float]] = {
         "plain": [],
         "one": [],
         "many": [],
         "one few": [],
         "many few": [],
+        "apart": [],
     }
     for repeat in range(repeats):
         times["plain"].append(
@@ -92,7 +97,40 @@ def measure(folder: Path, series: int, workers: int, repeats: int) -> None:
             ("many few", "few", workers),
         ):
             times[name].append(build_seconds(folder, scans, count, repeat))
+        times["apart"].append(apart_seconds(folder, workers, repeat))
     report(times, series, few, workers)
+
+
+def linked(folder: Path, number: int, group: str) -> None:
+    """Put a series into another folder of scans without copying it."""
+    name = f"{number:03d}"
+    shutil.copytree(folder / "all" / name, folder / group / name, copy_function=os.link)
+
+
+def apart_seconds(folder: Path, workers: int, repeat: int) -> float:
+    """Build the parts at once, each in a process of its own: what the machine itself can do."""
+    context = multiprocessing.get_context("spawn")
+    start, end = context.Barrier(workers + 1), context.Barrier(workers + 1)
+    builders = [
+        context.Process(target=build_apart, args=(folder, part, repeat, start, end))
+        for part in range(workers)
+    ]
+    for builder in builders:
+        builder.start()
+    start.wait()
+    taken = seconds(end.wait)
+    for builder in builders:
+        builder.join()
+    return taken
+
+
+def build_apart(folder: Path, part: int, repeat: int, start: Any, end: Any) -> None:
+    """Build one part once all are ready."""
+    import pipelines.build  # noqa: F401, the time to import is not counted
+
+    start.wait()
+    build_seconds(folder, f"part-{part}", 1, repeat)
+    end.wait()
 
 
 def build_seconds(folder: Path, scans: str, workers: int, repeat: int) -> float:
@@ -127,6 +165,8 @@ def report(times: dict[str, list[float]], series: int, few: int, workers: int) -
     print(f"1 worker / plain loop: {found['one'] / found['plain']:.2f} (to hold: at most 0.75)")
     print(f"1 worker / {workers} workers, further series: {one / many:.2f} (to hold: at least 3.2)")
     print(f"1 worker / {workers} workers, the whole build: {found['one'] / found['many']:.2f}")
+    limit = found["one"] / found["apart"]
+    print(f"1 worker / {workers} builds of a part each, at once (the machine's own): {limit:.2f}")
 
 
 if __name__ == "__main__":

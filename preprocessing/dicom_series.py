@@ -17,11 +17,15 @@ from jaxtyping import Float32, Float64
 
 from preprocessing.dicom_geometry import SliceGeometry, check_geometry
 from preprocessing.dicom_pixels import read_stored
-from preprocessing.errors import FileError, GeometryError
-from preprocessing.intake_records import SeriesIntake
+from preprocessing.dicom_values import attribute_name
+from preprocessing.errors import FileError, GeometryError, HeaderError
+from preprocessing.intake_records import Rescale, SeriesIntake
 from preprocessing.records import Volume
 
 __all__ = ["check_geometry", "load_volume", "lps_grid"]
+
+LARGEST_STORED = 2.0**16
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def load_volume(series: SeriesIntake) -> Volume:
@@ -32,6 +36,8 @@ def load_volume(series: SeriesIntake) -> Volume:
     FileError
         A file vanished, changed or cannot be decoded (see ``dicom_pixels.read_stored``);
         ``EMPTY_IMAGE`` where no voxel is above 0.
+    HeaderError
+        ``SUV_IMPLAUSIBLE`` where values could leave the range of numbers.
     GeometryError
         ``NOT_ACCEPTED`` for a series that intake excluded.
     """
@@ -40,22 +46,37 @@ def load_volume(series: SeriesIntake) -> Volume:
         raise GeometryError(
             "NOT_ACCEPTED", f"the series was excluded ({series.code}): it has no volume"
         )
+    _check_range(rescale, conversion.factors)
     voxels = np.empty(geometry.lps_shape, dtype=np.float32)
     stored_order = _as_stored(voxels, geometry)
+    largest = 0.0
     for i, instance in enumerate(series.instances):
         slope = rescale.slopes[i] * conversion.factors[i]
         target = stored_order[geometry.slots[i]]
         np.multiply(read_stored(instance), np.float32(slope), out=target, casting="unsafe")
         if rescale.intercepts[i]:
             target += np.float32(rescale.intercepts[i] * conversion.factors[i])
+        largest = max(largest, float(target.max()))  # while the slice is still in the cache
     _fill_missing(stored_order, geometry.slots)
-    if not voxels.max() > 0:
+    if not largest > 0:
         raise FileError("EMPTY_IMAGE", "no voxel is above 0: the field of view is empty")
     if not geometry.is_aligned:
         voxels = _resampled(voxels, geometry)
     voxels.flags.writeable = False
     _, _, affine = lps_grid(geometry)
     return Volume(voxels=voxels, affine=affine, unit=series.unit, subject_id=series.subject_id)
+
+
+def _check_range(rescale: Rescale, factors: Float64[np.ndarray, " slice"]) -> None:
+    slopes, intercepts = np.array(rescale.slopes), np.array(rescale.intercepts)
+    with np.errstate(over="ignore"):
+        largest = float(((LARGEST_STORED * slopes + np.abs(intercepts)) * factors).max())
+    if not largest <= LARGEST_FLOAT32:
+        raise HeaderError(
+            "SUV_IMPLAUSIBLE",
+            f"{attribute_name('RescaleSlope')} or {attribute_name('RescaleIntercept')} gives SUVs "
+            "of up to 1e38 and more; correct the header",
+        )
 
 
 def lps_grid(

@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -167,3 +168,24 @@ def test_an_exception_of_the_function_is_raised() -> None:
 def test_no_worker_is_no_pool() -> None:
     with pytest.raises(ValueError, match="--workers must be at least 1, got 0"):
         Workers(0)
+
+
+_FAULTS = """
+import resource
+import numpy as np
+from pipelines.workers import keep_freed_memory
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(2**24, dtype=np.float32).fill(1)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="an option of glibc")
+def test_a_worker_gives_the_memory_of_one_case_to_the_next() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 16, "64 MiB are 16,384 pages, or 32 large ones"
