@@ -39,7 +39,7 @@ class EventFile:
     """TensorBoard events in one file, without the host's name in its own name.
 
     Has ``add_scalar`` and ``flush`` as ``SummaryWriter`` has, which is all that MONAI's handler
-    asks for. What an interrupted run logged after ``step`` is purged by readers.
+    asks for. What an interrupted run logged at ``step`` and later is purged by readers.
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:

@@ -73,8 +73,9 @@ def score_test(run: Path, test: Predicted, config: RunConfig) -> SplitScores:
 def draw_curves(
     run: Path, history: Sequence[Mapping[str, float]], *, best_epoch: int, classes: int
 ) -> None:
-    """Draw ``curves.png`` from the rows of ``metrics.csv``."""
-    picture = figures.curves(history, best_epoch=best_epoch, chance=1 / classes)
+    """Draw ``curves.png`` from ``metrics.csv``, without durations: they never repeat."""
+    rows = [{name: row[name] for name in row if name != "seconds"} for row in history]
+    picture = figures.curves(rows, best_epoch=best_epoch, chance=1 / classes)
     atomic_write(run / "curves.png", picture)
 
 

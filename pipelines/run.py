@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import platform
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,13 +25,17 @@ from torch import Tensor, nn
 
 from pipelines.config import ConfigError, RunConfig
 from pipelines.errors import RunError, RunExists
-from preprocessing.atomic_files import atomic_write, publish, writing
+from preprocessing.atomic_files import atomic_write, disk_errors, publish, writing
 
 CONFIG, WEIGHTS, CHECKPOINT = "config.yaml", "best.safetensors", "last.ckpt"
 METRICS, PREDICTIONS, SCORES = "metrics.csv", "predictions.csv", "test_scores.json"
 ENVIRONMENT, CARD, SEAL = "environment.txt", "model_card.md", "run.json"
 EVENTS = "tensorboard"
-CHECKPOINT_VERSION = "1.0"
+PART = ".part"
+LEFT_BY_A_KILL = re.compile(
+    r"\.lock(\.d)?|\.\w+\.(yaml|safetensors|ckpt|csv|json|txt|md|png)(\.\d+)?\.part"
+)
+CHECKPOINT_VERSION = "1.1"
 PACKAGES = (
     "dualwitness", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "h5py",
     "safetensors", "vtk", "SimpleITK", "pydicom", "nibabel",
@@ -48,7 +53,8 @@ def claim(run: Path, *, resume: bool) -> None:
     """
     if run.exists() and not run.is_dir():
         raise RunExists("NOT_A_RUN", "--out names a file: name a new folder")
-    held = {path.name for path in run.iterdir()} - {".lock"} if run.exists() else set()
+    held = {path.name for path in run.iterdir()} if run.exists() else set()
+    held = {name for name in held if not LEFT_BY_A_KILL.fullmatch(name)}
     if held and not resume:
         raise RunExists(
             "RUN_EXISTS",
@@ -61,6 +67,14 @@ def claim(run: Path, *, resume: bool) -> None:
             f"the folder to resume holds no {CONFIG}, so it is no run: name the run's own folder",
         )
     run.mkdir(parents=True, exist_ok=True)
+
+
+def clear_parts(run: Path) -> None:
+    """Remove what a killed process was writing; hold the run's lock."""
+    with disk_errors():
+        for path in run.glob(f".*{PART}"):
+            if LEFT_BY_A_KILL.fullmatch(path.name):
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,10 +127,25 @@ def _require(run: Path, name: str) -> None:
 
 
 def save_weights(run: Path, model: nn.Module) -> None:
-    """Write the model as ``best.safetensors``, bound to the run's ``config.yaml``."""
+    """Write the model as ``best.safetensors``, bound to the run's ``config.yaml``.
+
+    Equal weights and an equal ``config.yaml`` give equal bytes.
+    """
     tensors = {name: _plain(value) for name, value in model.state_dict().items()}
     metadata = {"format": "pt", "config_sha256": sha256(run / CONFIG)}
-    atomic_write(run / WEIGHTS, save(tensors, metadata=metadata))
+    atomic_write(run / WEIGHTS, _with_sorted_header(save(tensors, metadata=metadata)))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Sort the JSON header of a safetensors file, whose metadata the library leaves in any order.
+
+    The header is preceded by its length (8 bytes, little endian), padded with blanks to a multiple
+    of 8, and followed by the tensors, whose offsets count from its end.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(content)[end:]])
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -168,7 +197,7 @@ def _refuse_misfit(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
 
 def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
     """Write ``last.ckpt``: tensors, numbers and strings only, in one visible step."""
-    part = run / f".{CHECKPOINT}.part"
+    part = run / f".{CHECKPOINT}{PART}"
     whole = {**state, "version": CHECKPOINT_VERSION, "config_sha256": sha256(run / CONFIG)}
     with writing(part):
         torch.save(whole, part)
@@ -181,7 +210,8 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
     Raises
     ------
     RunError
-        ``CHECKPOINT_UNREADABLE``, or ``RUN_ALTERED`` where it belongs to other settings.
+        ``CHECKPOINT_UNREADABLE``, ``RUN_ALTERED`` where it belongs to other settings, or
+        ``CHECKPOINT_VERSION`` where it holds other things than this version asks for.
     """
     if not (run / CHECKPOINT).exists():
         return None
@@ -198,6 +228,13 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
             "RUN_ALTERED",
             f"{CHECKPOINT} was not written under this {CONFIG}: use the run as training left it",
         )
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise RunError(
+            "CHECKPOINT_VERSION",
+            f"{CHECKPOINT} is of version {state.get('version')} and this toolkit goes on from "
+            f"{CHECKPOINT_VERSION} only: go on with the toolkit it was begun with, or delete it to "
+            "train from the start",
+        )
     return state
 
 
@@ -205,6 +242,12 @@ def seal(run: Path) -> None:
     """Write ``run.json``: training is complete, and these are its files' hashes."""
     hashes = {name: sha256(run / name) for name in (CONFIG, WEIGHTS)}
     write_json(run / SEAL, {"encoding-type": "dualwitness-run", "sha256": hashes})
+
+
+def unseal(run: Path) -> None:
+    """Remove ``run.json`` before training begins anew: its hashes are those of other files."""
+    with disk_errors():
+        (run / SEAL).unlink(missing_ok=True)
 
 
 def check_seal(run: Path) -> None:

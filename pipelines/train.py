@@ -1,7 +1,9 @@
 """Shards to a trained classifier in a run folder.
 
 The best model is chosen on the validation split; the test split is looked at once, at the end. On a
-CPU a run that is killed and resumed ends with the same weights, bit for bit, as one that is not.
+CPU a run that is killed at any moment and resumed ends with the same files of weights, byte for
+byte, as one that is not: a checkpoint also says how many threads summed its gradients, and resuming
+takes as many. Another kind of processor, or another version of torch, rounds otherwise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ from pipelines.errors import DataError, UsageError
 from pipelines.feed import Store, measure, store
 from pipelines.progress import Progress, silent
 from pipelines.scores import SplitScores
-from pipelines.training_loop import Loop, Task, predict
+from pipelines.training_loop import History, Loop, Task, predict
 from preprocessing.journal import OutputLock
 
 WITHOUT_EFFECT_ON_WEIGHTS = {"workers", "feed", "checkpoint_iterations", "bootstrap"}
@@ -112,6 +114,7 @@ def train(
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in its stubs
         run_files.claim(run, resume=resume)
         with OutputLock(run):
+            run_files.clear_parts(run)
             task = _begin(config, found, network, run=run, device=device, progress=progress)
             return _train(task)
 
@@ -131,6 +134,17 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             cudnn.deterministic, cudnn.benchmark = before
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads; give back as many as there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _begin(
     config: TrainConfig,
     found: TrainingData,
@@ -148,6 +162,7 @@ def _begin(
         measured = measure(stores["train"], len(found.splits["train"]))
         resolved = RunConfig(data=found.summary, normalisation=measured, train=config)
         run_files.write_text(run / run_files.CONFIG, resolved.to_yaml())
+    if not (run / run_files.CHECKPOINT).exists():  # then all of the training happens here
         run_files.write_text(run / run_files.ENVIRONMENT, run_files.environment(device))
     resolved = resolved.model_copy(update={"train": config})
     return Task(
@@ -197,7 +212,16 @@ def _refuse_other(resolved: RunConfig, config: TrainConfig, found: TrainingData)
 
 
 def _train(task: Task) -> TrainReport:
-    history = Loop(task, run_files.load_checkpoint(task.run)).run()
+    state = run_files.load_checkpoint(task.run)
+    if state is None:
+        run_files.unseal(task.run)
+    with _threads(torch.get_num_threads() if state is None else state["threads"]):
+        history = Loop(task, state).run()
+        return _conclude(task, history)
+
+
+def _conclude(task: Task, history: History) -> TrainReport:
+    """Score the best model and write what a run leaves for people."""
     run_files.load_weights(task.run, task.network)
     splits = [split for split in ("validation", "test") if len(task.data.splits[split])]
     predicted = {split: predict(task, split) for split in splits}

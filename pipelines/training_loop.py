@@ -95,7 +95,7 @@ class Loop:
         self.total = self.length * settings.epochs
         self.schedule = _schedule(self.optimizer, settings, self.length)
         self.iteration = 0 if state is None else self._restore(state)
-        self.events = handlers.EventFile(task.run / run_files.EVENTS, step=self.iteration)
+        self.events = handlers.EventFile(task.run / run_files.EVENTS, step=self.iteration + 1)
         self.started = time.monotonic()
         self.trainer = self._trainer()
 
@@ -234,6 +234,7 @@ class Loop:
             "iteration": engine.state.iteration,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.task.device) if cuda else None,
+            "threads": torch.get_num_threads(),
         }
         run_files.save_checkpoint(self.task.run, state)
 
