@@ -44,6 +44,8 @@ EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 DEFLATED_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN})
+UNCOMPRESSED = NATIVE | {DEFLATED_LITTLE_ENDIAN}
+"""Encodings whose pixels stand one after the other, never in fragments (PS3.5 annex A)."""
 
 META_SOP_CLASS = BaseTag(0x00020002)
 META_TRANSFER_SYNTAX = BaseTag(0x00020010)
@@ -84,7 +86,9 @@ KEYWORDS = (
     *("AttenuationCorrected", "DecayCorrected", "DecayCorrectionDateTime"),
     *("FrameAcquisitionDateTime", "FrameReferenceDateTime", "FrameAcquisitionDuration"),
     *("RealWorldValueMappingSequence", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence",),
+    *("PerFrameFunctionalGroupsSequence", "Radiopharmaceutical", "RadionuclideTotalDose"),
+    *("RadionuclideHalfLife", "RadiopharmaceuticalStartTime", "RadionuclideCodeSequence"),
+    *("RadiopharmaceuticalStartDateTime", "RadiopharmaceuticalCodeSequence"),
 )
 """All that is kept of a header; what is not on this list never leaves ``read_file``."""
 
@@ -238,7 +242,7 @@ def _read_open(
         shared=shared.setdefault(encoding, {}),
         found=found,
     )
-    return _image(path, status, syntax, found, sop_class)
+    return _image(path, status, syntax, found, sop_class, source.size)
 
 
 def _not_dicom(head: bytes) -> str:
@@ -335,7 +339,7 @@ def inflated(source: Source, start: int) -> Source:
 
 
 def _image(
-    path: Path, status: os.stat_result, syntax: str, found: Walked, meta_class: str
+    path: Path, status: os.stat_result, syntax: str, found: Walked, meta_class: str, end: int
 ) -> FileRead:
     elements = found.elements
     sop_class = text(elements, SOP_CLASS) or meta_class
@@ -353,21 +357,33 @@ def _image(
         size=status.st_size,
         modified_ns=status.st_mtime_ns,
     )
-    code, detail = _pixel_fault(instance, found) if is_pet else ("", "")
+    code, detail = _pixel_fault(instance, found, end) if is_pet else ("", "")
     return FileRead(instance=instance, code=code, detail=detail, elements=kept)
 
 
-def _pixel_fault(instance: Instance, found: Walked) -> tuple[str, str]:
-    """Compare what the header says of the pixels with what the file holds, before any decoding."""
-    rows, columns, bits, samples = (
-        whole(instance.elements, tag) or 0 for tag in (ROWS, COLUMNS, BITS_ALLOCATED, SAMPLES)
-    )
-    frames = whole(instance.elements, FRAMES) if FRAMES in instance.elements else 1
+def _pixel_fault(instance: Instance, found: Walked, end: int) -> tuple[str, str]:
+    """Compare what the header says of the pixels with what is there, before any decoding.
+
+    Parameters
+    ----------
+    end
+        Bytes of the file, or of the inflated data set of a deflated file.
+    """
     if found.pixel_tag == 0:
         return (
             "PIXEL_TRUNCATED",
             "PixelData (7FE0,0010) is missing: there is no picture in the file",
         )
+    if found.pixel_tag != dicom_walk.PIXEL_DATA:
+        return (
+            "PIXEL_FORMAT",
+            f"the pixels are those of {dicom_walk.tag_name(found.pixel_tag)}, not PixelData "
+            "(7FE0,0010): floating-point pixels are not what a PET scanner stores",
+        )
+    rows, columns, bits, samples = (
+        whole(instance.elements, tag) or 0 for tag in (ROWS, COLUMNS, BITS_ALLOCATED, SAMPLES)
+    )
+    frames = whole(instance.elements, FRAMES) if FRAMES in instance.elements else 1
     if min(rows, columns, bits) < 1 or frames is None or frames < 1:
         return (
             "PARSE_ERROR",
@@ -375,27 +391,49 @@ def _pixel_fault(instance: Instance, found: Walked) -> tuple[str, str]:
             f"{bits}, NumberOfFrames (0028,0008) {frames}: not the size of a picture",
         )
     expected = rows * columns * frames * max(samples, 1) * ((bits + 7) // 8)
-    encapsulated = instance.pixel_length == dicom_walk.UNDEFINED
-    held = instance.size if encapsulated else instance.pixel_length
-    end = instance.pixel_offset + held
-    deflated = instance.transfer_syntax == DEFLATED_LITTLE_ENDIAN
-    if not encapsulated and (held < expected or (end > instance.size and not deflated)):
-        present = min(held, max(instance.size - instance.pixel_offset, 0))
+    if instance.pixel_length == dicom_walk.UNDEFINED:
+        return _fragments_fault(instance, expected)
+    return _native_fault(instance, expected, end)
+
+
+def _fragments_fault(instance: Instance, expected: int) -> tuple[str, str]:
+    """Judge encapsulated pixels that are to decode to so many bytes."""
+    if instance.transfer_syntax in UNCOMPRESSED:
+        return (
+            "PARSE_ERROR",
+            "PixelData (7FE0,0010) comes in fragments, as compressed pixels do, but "
+            "TransferSyntaxUID (0002,0010) names an encoding without compression: where the values "
+            "begin is unknown; export the file again",
+        )
+    if expected > min(MAX_PIXEL_BYTES, MAX_INFLATION * instance.size):
+        return _too_many_pixels(instance, expected)
+    return "", ""
+
+
+def _native_fault(instance: Instance, expected: int, end: int) -> tuple[str, str]:
+    """Judge pixels that are to be so many bytes as they are."""
+    held = instance.pixel_length
+    present = min(held, max(end - instance.pixel_offset, 0))
+    if held < expected or present < held:
         return (
             "PIXEL_TRUNCATED",
             f"PixelData (7FE0,0010) has {present} bytes, {expected} are needed: the file was cut; "
             "export it again",
         )
-    if expected > MAX_PIXEL_BYTES or (encapsulated and expected > MAX_INFLATION * held):
-        return (
-            "FILE_LIMIT",
-            f"the pixels would take {expected} bytes in memory, from a file of {instance.size}: "
-            "more than a PET series needs; leave the file out",
-        )
-    if not encapsulated and held > expected + expected % 2:
+    if expected > MAX_PIXEL_BYTES:
+        return _too_many_pixels(instance, expected)
+    if held > expected + expected % 2:
         return (
             "PARSE_ERROR",
             f"PixelData (7FE0,0010) has {held} bytes, {expected} are expected: the header does not "
             "describe these pixels",
         )
     return "", ""
+
+
+def _too_many_pixels(instance: Instance, expected: int) -> tuple[str, str]:
+    return (
+        "FILE_LIMIT",
+        f"the pixels would take {expected} bytes in memory, from a file of {instance.size}: more "
+        "than a PET series needs; leave the file out",
+    )

@@ -26,6 +26,8 @@ SPACING_TOLERANCE_MM = 0.05
 SPACING_TOLERANCE = 0.01
 """A slice may lie off the regular grid by the larger of both (the second is a share of the
 spacing): vendors round positions, and the joints of beds differ by hundredths of a millimetre."""
+ROUNDED_MM = 0.01
+"""How far slices may lie off the regular grid without a note: headers round their decimals."""
 GAP = 1.5
 """Distance between neighbours, in median spacings, from which a slice is missing."""
 SHEAR_DEG = 0.5
@@ -35,6 +37,8 @@ UNIT_TOLERANCE = 1e-3
 JUMP_TOLERANCE_MM = 0.5
 """How far a slice may lie beside the line through the others."""
 SAME_POSITION_MM = 0.01
+LARGEST_MM = 1e5
+"""No scanner places or sizes anything beyond a hundred metres."""
 
 POSITION = tag_of("ImagePositionPatient")
 ORIENTATION = tag_of("ImageOrientationPatient")
@@ -185,13 +189,16 @@ def positions_mm(instances: Sequence[Instance]) -> Float64[np.ndarray, "slice 3"
     Raises
     ------
     GeometryError
-        ``POSITION_MISSING`` where it is absent or not three finite numbers.
+        ``POSITION_MISSING`` where it is absent or not three numbers of a scanner's surroundings.
     """
     values = [decimals(instance.elements, POSITION) for instance in instances]
-    if any(value is None or len(value) != 3 for value in values):
+    if any(
+        value is None or len(value) != 3 or max(map(abs, value)) > LARGEST_MM for value in values
+    ):
         raise GeometryError(
             "POSITION_MISSING",
-            f"{attribute_name(POSITION)} is absent or not three numbers: a slice cannot be placed",
+            f"{attribute_name(POSITION)} is absent or not three numbers within {LARGEST_MM:g} mm: "
+            "a slice cannot be placed",
         )
     return np.array(values, dtype=np.float64)
 
@@ -239,7 +246,7 @@ def _six(value: tuple[float, ...] | None) -> tuple[float, ...]:
 
 def _pixel_spacing(instances: Sequence[Instance]) -> tuple[float, float]:
     value = decimals(instances[0].elements, PIXEL_SPACING)
-    if value is None or len(value) != 2 or min(value) <= 0:
+    if value is None or len(value) != 2 or not 0 < min(value) <= max(value) <= LARGEST_MM:
         seen = "no list of numbers" if value is None else value
         raise GeometryError(
             "PIXEL_SPACING",
@@ -284,19 +291,17 @@ def _regular(
     """Return spacing and start of the regular grid that the slices lie on.
 
     The grid has the median spacing; where that drifts off over many slices, because positions are
-    rounded, the spacing of the best straight line.
+    rounded, and the best straight line stays nearer to them, the spacing of that line.
     """
     steps = np.diff(along) / np.diff(slots)
     median = round(float(np.median(steps)), 6)  # differences of decimals are no decimals
     slope = float(np.polyfit(slots, along, 1)[0])
     tolerance = max(SPACING_TOLERANCE_MM, SPACING_TOLERANCE * median)
-    off = np.inf
-    for spacing in (median, slope):
-        from_grid = along - slots * spacing
-        start = float(from_grid.max() + from_grid.min()) / 2
-        off = float(np.abs(from_grid - start).max())
-        if off <= tolerance:
-            return spacing, start, _spacing_note(steps, spacing, off)
+    off, spacing, start = _off_grid(along, slots, median)
+    if off > ROUNDED_MM:
+        off, spacing, start = min((off, spacing, start), _off_grid(along, slots, slope))
+    if off <= tolerance:
+        return spacing, start, _spacing_note(steps, spacing, off)
     raise GeometryError(
         "SPACING",
         f"slices are {steps.min():.4g} to {steps.max():.4g} mm apart and lie up to {off:.3g} mm "
@@ -304,10 +309,19 @@ def _regular(
     )
 
 
+def _off_grid(
+    along: Float64[np.ndarray, " slice"], slots: np.ndarray, spacing: float
+) -> tuple[float, float, float]:
+    """Return how far slices lie off the best grid of a spacing, the spacing, and its start."""
+    from_grid = along - slots * spacing
+    start = float(from_grid.max() + from_grid.min()) / 2
+    return float(np.abs(from_grid - start).max()), spacing, start
+
+
 def _spacing_note(
     steps: Float64[np.ndarray, " gap"], spacing: float, off: float
 ) -> tuple[str, ...]:
-    if float(np.ptp(steps)) < SAME_POSITION_MM / 10:
+    if off <= ROUNDED_MM:
         return ()
     return (
         f"SPACING_REGULARISED: slices {steps.min():.4g} to {steps.max():.4g} mm apart taken as "

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int16, UInt16
+from pydicom import config
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
@@ -91,7 +92,7 @@ def check_format(instance: Instance) -> None:
     if instance.pixel_length == UNDEFINED and not can_decode(instance.transfer_syntax):
         raise FileError(
             "CODEC_MISSING",
-            f"no decoder is installed for {UID(instance.transfer_syntax).name}: "
+            f"no decoder is installed for {UID(instance.transfer_syntax, config.IGNORE).name}: "
             "pip install dualwitness[codecs]",
         )
 
@@ -99,8 +100,11 @@ def check_format(instance: Instance) -> None:
 @lru_cache(maxsize=64)
 def can_decode(transfer_syntax: str) -> bool:
     """Tell whether pydicom has a decoder, and a plugin for it, for encapsulated pixels."""
+    uid = UID(transfer_syntax, config.IGNORE)
+    if not uid.is_valid:
+        return False
     try:
-        return get_decoder(UID(transfer_syntax)).is_available
+        return get_decoder(uid).is_available
     except NotImplementedError:
         return False
 
@@ -150,10 +154,14 @@ def _native_bytes(instance: Instance, length: int) -> bytes | bytearray:
         while held < length and (more := stream.readinto(view[held:])):
             held += more
     if held < length:
-        raise FileError(
-            "PIXEL_TRUNCATED", f"PixelData (7FE0,0010) has {held} bytes, {length} are needed"
-        )
+        raise _cut(held, length)
     return block
+
+
+def _cut(held: int, needed: int) -> FileError:
+    return FileError(
+        "PIXEL_TRUNCATED", f"PixelData (7FE0,0010) has {held} bytes, {needed} are needed"
+    )
 
 
 def _inflated_bytes(instance: Instance, length: int) -> bytes:
@@ -161,7 +169,10 @@ def _inflated_bytes(instance: Instance, length: int) -> bytes:
         content = stream.read()
     source = Source(head=content, size=len(content), grow=lambda _: content)
     start = instance.pixel_offset + instance.frame * length
-    return inflated(source, data_set_start(source)).head[start : start + length]
+    block = inflated(source, data_set_start(source)).head[start : start + length]
+    if len(block) < length:
+        raise _cut(len(block), length)
+    return block
 
 
 def _decoded(instance: Instance, rows: int, columns: int) -> Stored:
@@ -183,7 +194,7 @@ def _decoded(instance: Instance, rows: int, columns: int) -> Stored:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong for sure is an error, the rest is style
         try:
-            decoder = get_decoder(UID(instance.transfer_syntax))
+            decoder = get_decoder(UID(instance.transfer_syntax, config.IGNORE))
             values, _ = decoder.as_array(encapsulated, index=instance.frame, raw=True, **options)
         except DECODER_FAULTS as error:
             raise FileError(

@@ -13,6 +13,7 @@ can be subtracted whatever their dates. A message never repeats a date, a time o
 import math
 import re
 import struct
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -30,7 +31,7 @@ Vendor = Literal["GE", "SIEMENS", "PHILIPS", "OTHER", ""]
 
 SECONDS_PER_DAY = 86400.0
 SEQUENCE_FAULTS = (
-    *(ValueError, TypeError, AttributeError, KeyError, NotImplementedError),
+    *(ValueError, TypeError, AttributeError, LookupError, NotImplementedError),
     *(EOFError, OSError, RecursionError, struct.error),
 )
 """What pydicom raises while it parses the bytes of a broken sequence."""
@@ -357,7 +358,9 @@ def read_items(dataset: Dataset, attribute: str | BaseTag) -> list[Dataset]:
     if tag not in dataset:
         return []
     try:
-        value = dataset[tag].value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on character sets and values that nobody asks for
+            value = dataset[tag].value
         items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else []
     except SEQUENCE_FAULTS as error:
         raise _parse_fault(tag, error) from None

@@ -217,7 +217,7 @@ def _key(elements: Header) -> Key | None:
 def _record(key: Key, reads: Sequence[FileRead], pseudonyms: Pseudonyms) -> SeriesIntake:
     """Describe a series before it is judged: excluded, until it turns out to be right."""
     first = reads[0].elements
-    modality = _modality(first)
+    modality = _modality([read.elements for read in reads])
     code, detail = ("", "") if modality == "PT" else _not_selected(modality)
     subject, notes = _subject(key, first)
     return SeriesIntake(
@@ -235,9 +235,14 @@ def _record(key: Key, reads: Sequence[FileRead], pseudonyms: Pseudonyms) -> Seri
     )
 
 
-def _modality(elements: Header) -> str:
-    stated = text(elements, MODALITY).upper()
-    return stated or ("PT" if text(elements, SOP_CLASS) in {PET, ENHANCED_PET} else "")
+def _modality(headers: Sequence[Header]) -> str:
+    """Return PT where one file says so (judging refuses a mixture), or else what the first says."""
+    stated = [
+        text(elements, MODALITY).upper()
+        or ("PT" if text(elements, SOP_CLASS) in {PET, ENHANCED_PET} else "")
+        for elements in headers
+    ]
+    return "PT" if "PT" in stated else stated[0]
 
 
 def _not_selected(modality: str) -> tuple[str, str]:
@@ -299,7 +304,8 @@ def joined(cut: Sequence[Task], found: Sequence[Found]) -> tuple[list[SeriesInta
 
 
 def _joined(pieces: Sequence[tuple[Task, Part]], sharing: Sequence[Key]) -> SeriesIntake | Open:
-    first = pieces[0][1]
+    # One piece of PET makes the whole a series to judge, as one file does within a piece.
+    first = next((part for _, part in pieces if not part.record.code), pieces[0][1])
     record = replace(first.record, files=sum(len(part.members) for _, part in pieces))
     if record.code:
         return record

@@ -36,6 +36,8 @@ MAX_VOXELS = 2**27
 MAX_BYTES = 8 * MAX_VOXELS + 2**20
 LARGEST_TILT_DEG = 25.0
 """Beyond this the slices along the third axis are no axial slices."""
+LARGEST_OFFSET = 2**40
+"""Bytes; no file of a scan has so many, and a float32 that is no number lies outside."""
 LARGEST_MM = 1e5
 """No scanner places or sizes anything beyond a hundred metres."""
 GZIP_MAGIC, GZIP_WINDOW = b"\x1f\x8b", 31
@@ -107,8 +109,8 @@ def read_voxels(path: Path) -> Shaped[np.ndarray, "z y x"]:
     header = _header(content)
     _grid(header)
     kind, count = header.get_data_dtype(), int(np.prod(header.get_data_shape(), dtype=np.int64))
-    offset = int(header.get_data_offset())
-    if offset < 0 or len(content) < offset + count * kind.itemsize:
+    offset = int(header["vox_offset"])
+    if len(content) < offset + count * kind.itemsize:
         raise _truncated()
     stored = np.frombuffer(content, dtype=kind, count=count, offset=offset)
     values = stored.reshape(_spatial_shape(header), order="F")
@@ -158,6 +160,8 @@ def _header(content: bytes) -> Nifti1Header:
         raise _unreadable("its header is no NIfTI header") from None
     if int(header["sizeof_hdr"]) != kind.sizeof_hdr or bytes(header["magic"])[:2] != b"n+":
         raise _unreadable("its header is no single-file NIfTI header")
+    if not header.single_vox_offset <= float(header["vox_offset"]) <= LARGEST_OFFSET:
+        raise _unreadable("vox_offset is no place behind the header, where the values begin")
     if len(shape) < 3 or any(extent != 1 for extent in shape[3:]) or min(shape) < 1:
         raise FileError(
             "NII_SHAPE",
@@ -196,15 +200,16 @@ def _best_affine(header: Nifti1Header) -> Float64[np.ndarray, "4 4"]:
         )
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # NIfTI-1: an unset qfac counts as 1
-    try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError):
-        raise _bad_affine() from None
-    if not np.isfinite(affine).all() or np.abs(affine).max() > LARGEST_MM:
-        raise _bad_affine()
-    # A direction that another nearly repeats counts as dropped.
-    if np.isnan(io_orientation(affine)).any() or np.linalg.det(affine[:3, :3]) == 0:
-        raise _bad_affine()
+    with np.errstate(all="ignore"):  # what overflows or divides by zero is refused below
+        try:
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        except (HeaderDataError, ValueError):
+            raise _bad_affine() from None
+        if not np.isfinite(affine).all() or np.abs(affine).max() > LARGEST_MM:
+            raise _bad_affine()
+        # A direction that another nearly repeats counts as dropped.
+        if np.isnan(io_orientation(affine)).any() or np.linalg.det(affine[:3, :3]) == 0:
+            raise _bad_affine()
     return affine
 
 

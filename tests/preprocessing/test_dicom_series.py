@@ -21,7 +21,7 @@ from pydicom.uid import (
 from preprocessing.dicom_file import ENHANCED_PET, read_file
 from preprocessing.dicom_pixels import read_stored
 from preprocessing.dicom_series import check_geometry, load_volume
-from preprocessing.errors import FileError, GeometryError
+from preprocessing.errors import FileError, GeometryError, HeaderError
 from preprocessing.intake import scan
 from preprocessing.intake_records import SeriesIntake
 from preprocessing.pseudonyms import Pseudonyms
@@ -203,6 +203,31 @@ def test_unequal_spacing_is_tolerated_up_to_the_limit(tmp_path, shift, accepted)
     series = only_series(tmp_path)
     assert series.code == ("" if accepted else "SPACING")
     assert any(note.startswith("SPACING_REGULARISED") for note in series.warnings) == accepted
+
+
+@pytest.mark.parametrize(("shift", "noted"), [(0.0004, False), (0.018, False), (0.022, True)])
+def test_what_the_last_decimals_of_positions_cost_is_not_noted(tmp_path, shift, noted):
+    """A single slice off by d lies d / 2 from the best grid; up to 0.01 mm are rounding."""
+    truth = write_series(tmp_path, change=moved((4, (0, 0, shift))))
+    series = only_series(tmp_path)
+    assert any(note.startswith("SPACING_REGULARISED") for note in series.warnings) == noted
+    assert_allclose(load_volume(series).voxels, truth.suv, rtol=3e-7)
+
+
+def test_a_slope_beyond_all_numbers_is_refused(tmp_path):
+    write_series(tmp_path, change=lambda ds, _: setattr(ds, "RescaleSlope", "1e300"))
+    with pytest.raises(HeaderError, match="SUVs of up to 1e38") as refusal:
+        load_volume(only_series(tmp_path))
+    assert refusal.value.code == "SUV_IMPLAUSIBLE"
+
+
+def test_pixels_in_fragments_need_a_compressed_encoding(tmp_path):
+    path = write_series(tmp_path).paths[0]
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\0OW\0\0") + 8
+    path.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :])
+    read = read_file(path)
+    assert (read.code, "comes in fragments" in read.detail) == ("PARSE_ERROR", True)
 
 
 def test_rounded_positions_over_a_long_scan_are_one_grid(tmp_path):

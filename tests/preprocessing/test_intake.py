@@ -507,6 +507,18 @@ def test_where_the_files_of_a_series_lie_does_not_change_the_answer(tmp_path, mo
     assert [series.code for series in shorter.series] != [series.code for series in together.series]
 
 
+def test_one_file_of_pet_makes_a_series_of_pet(tmp_path, monkeypatch):
+    write_series(
+        tmp_path, change=lambda header, k: setattr(header, "Modality", "PT" if k == 5 else "CT")
+    )
+    codes = [series.code for series in scanned(tmp_path).series]
+    assert codes == ["INCONSISTENT_MODALITY"]
+    monkeypatch.setattr(intake_parts, "WHOLE_FOLDER", 3)
+    monkeypatch.setattr(intake_parts, "WHOLE_TREE", 3)
+    monkeypatch.setattr(intake_parts, "FILES_PER_TASK", 3)
+    assert [series.code for series in scanned(tmp_path).series] == codes
+
+
 def test_a_series_of_two_folders_is_looked_at_as_one(tmp_path):
     truth = write_series(tmp_path / "a", slices=140)
     (tmp_path / "b").mkdir()
