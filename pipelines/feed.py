@@ -21,6 +21,7 @@ from pipelines.augment import augment
 from pipelines.config import AugmentConfig, Normalisation
 from pipelines.errors import DataError
 from pipelines.progress import Progress, silent
+from preprocessing import brain_scores
 
 RESIDENT_SHARE = 0.4  # of the memory that is free: the model and its gradients need the rest
 NORMALISATION_BATCH = 64
@@ -45,6 +46,11 @@ class Rows(Protocol):
     @property
     def sample_ids(self) -> Sequence[str]:
         """Pseudonym of each row."""
+        ...
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """Names that ``read`` knows."""
         ...
 
     def read(self, i: int, names: Sequence[str]) -> Mapping[str, np.ndarray]:
@@ -89,9 +95,14 @@ class Pictures:
         return tuple(self.rows.sample_ids[int(i)] for i in self.positions)
 
     def __getitem__(self, index: int) -> Shaped[Tensor, "c h w"]:
-        """Read one picture in its stored type, resampled."""
-        image = self.rows.read(int(self.positions[index]), ("image",))["image"]
-        return resample(torch.from_numpy(np.array(image)), self.size)
+        """Read one picture, resampled: in its stored type, or as z-scores over the brain."""
+        place = int(self.positions[index])
+        if set(brain_scores.FIELDS) <= set(self.rows.fields):
+            row = self.rows.read(place, ("image", *brain_scores.FIELDS))
+            image = brain_scores.normalised(**row)
+        else:
+            image = np.array(self.rows.read(place, ("image",))["image"])
+        return resample(torch.from_numpy(image), self.size)
 
 
 def pictures(rows: Rows, size: tuple[int, int], *, labelled: bool) -> Pictures:

@@ -117,6 +117,49 @@ class TestFeeds:
         assert len(pictures(rows, (64, 64), labelled=False)) == len(rows)
 
 
+class BrainRows:
+    """Two rows with the statistics of their brains."""
+
+    labels = np.array([0, 1])
+    sample_ids = subject_ids = ("a", "b")
+    fields = ("image", "brain_mean", "brain_sd")
+
+    def __init__(self) -> None:
+        image = np.random.default_rng(0).integers(100, 900, (2, 4, 8, 8)).astype(np.int16)
+        image[:, :, :, 5:] = 0
+        self.image = image
+
+    def read(self, i: int, names: Any) -> dict[str, np.ndarray]:
+        brain = self.image[i][:, :, :5].reshape(4, -1).astype(np.float64)
+        statistics = {
+            "brain_mean": brain.mean(axis=1).astype(np.float32),
+            "brain_sd": brain.std(axis=1).astype(np.float32),
+        }
+        row = {"image": self.image[i], **statistics}
+        return {name: row[name] for name in names}
+
+
+class TestBrains:
+    def test_pictures_are_scores_over_the_brain_and_nothing_outside(self) -> None:
+        rows = BrainRows()
+        for i, image in enumerate(pictures(rows, (8, 8), labelled=True)[k] for k in (0, 1)):
+            assert image.dtype == torch.float32
+            inside = image[:, :, :5]
+            assert not image[:, :, 5:].any()
+            assert torch.allclose(inside.mean(dim=(1, 2)), torch.zeros(4), atol=1e-5)
+            assert torch.allclose(inside.std(dim=(1, 2), correction=0), torch.ones(4), atol=1e-5)
+            assert np.array_equal(
+                np.argsort(inside[0].numpy().ravel(), kind="stable"),
+                np.argsort(rows.image[i, 0, :, :5].ravel(), kind="stable"),
+            )
+
+    def test_a_scanner_s_scale_changes_nothing(self) -> None:
+        rows, other = BrainRows(), BrainRows()
+        other.image = rows.image * np.int16(7)
+        same = pictures(rows, (4, 4), labelled=True)[0], pictures(other, (4, 4), labelled=True)[0]
+        torch.testing.assert_close(*same, atol=1e-5, rtol=1e-5)
+
+
 class TestStore:
     @pytest.mark.parametrize(("share", "kind"), [(0.4, ResidentStore), (0.0, StreamStore)])
     def test_auto_holds_what_fits(
