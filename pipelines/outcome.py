@@ -112,9 +112,9 @@ def model_card(
         f"{parameters:,} parameters",
         f"- input: {data.in_channels} channel(s), {size} pixels",
         f"- classes: {', '.join(data.classes)}",
-        f"- weights chosen at epoch {best['epoch']:.0f} by balanced accuracy on the validation "
-        f"split ({best['balanced_accuracy']:.3f}), a tie by the lower loss; the test split took no "
-        "part in any choice",
+        f"- weights chosen at epoch {best['epoch']:.0f} by the loss on the validation "
+        f"split ({best['loss']:.3f}, balanced accuracy there {best['balanced_accuracy']:.3f}); the "
+        "test split took no part in any choice",
         "",
         "## Data",
         "",
