@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines import finish
 from pipelines.build_log import BuildLog
 from pipelines.config import BuildConfig
@@ -167,7 +165,7 @@ def discover(
     """
     discovery = recipe.discover(sources, config, pseudonyms, pool.map, progress)
     if not discovery.cases:
-        raise DataError("NOTHING_USABLE", nothing_usable(discovery))
+        raise DataError("NOTHING_USABLE", nothing_usable(recipe, discovery))
     return discovery
 
 
@@ -195,7 +193,7 @@ def rehearse(
     )
 
 
-def nothing_usable(discovery: Discovery) -> str:
+def nothing_usable(recipe: Recipe, discovery: Discovery) -> str:
     """Say what was seen where nothing could be used."""
     if not discovery.seen:
         return "the folder holds no files: is it the right one?"
@@ -204,10 +202,7 @@ def nothing_usable(discovery: Discovery) -> str:
         reasons[item.code] += item.files
     reasons.update(discovery.skipped)
     seen = ", ".join(f"{code} {count}" for code, count in reasons.most_common())
-    return (
-        f"none of the {discovery.seen} files can be used ({seen}); "
-        "`dualwitness inspect DIR` tells what each series lacks"
-    )
+    return f"none of the {discovery.seen} files can be used ({seen}); {recipe.advice}"
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -276,11 +271,11 @@ def _complete(task: _Build, discovery: Discovery, inputs: str, pool: Workers) ->
         files=_accounts(discovery, derived, exclusions),
         exclusions=exclusions,
         skipped=discovery.skipped,
-        remarks=placing.remarks,
+        remarks=(*_leak_remarks(task), *placing.remarks),
     )
     manifest = _manifest(task, inputs, placing, report)
     task.progress("card and contact sheet", 0, 1)
-    finish.write_beside(
+    found = finish.write_beside(
         task.out,
         manifest,
         _sample_rows(task.recipe, placing.rows),
@@ -288,7 +283,7 @@ def _complete(task: _Build, discovery: Discovery, inputs: str, pool: Workers) ->
         task.layout,
         mapper=pool.map,
     )
-    shards.write_manifest(task.out, manifest)
+    shards.write_manifest(task.out, {**manifest, "leak_probe": found.summary()})
     task.progress("card and contact sheet", 1, 1)
     return report
 
@@ -306,16 +301,23 @@ def _derive(
         mapper=partial(pool.map, guarded=lambda case: case.guarded),
         progress=task.progress,
     )
-    derived, twins = without_twins(derived)
+    derived, twins = without_twins(derived, identifiers=task.recipe.identifiers)
+    notes = [note for item in derived for note in item.notes]
     exclusions = tuple(
         sorted(
-            (*discovery.exclusions, *refused, *twins),
+            (*discovery.exclusions, *refused, *twins, *notes),
             key=lambda item: (item.code, item.subject_id, item.where, item.detail),
         )
     )
     if not derived:
-        raise DataError("NOTHING_USABLE", nothing_usable(replace(discovery, exclusions=exclusions)))
+        left = replace(discovery, exclusions=exclusions)
+        raise DataError("NOTHING_USABLE", nothing_usable(task.recipe, left))
     return derived, exclusions
+
+
+def _leak_remarks(task: _Build) -> tuple[str, ...]:
+    known = task.recipe.leak(task.config)
+    return (f"LEAKS_LABELS: {known}",) if known else ()
 
 
 def _manifest(task: _Build, inputs: str, placing: Placing, report: BuildReport) -> dict[str, Any]:
@@ -331,6 +333,7 @@ def _manifest(task: _Build, inputs: str, placing: Placing, report: BuildReport) 
         "exclusions": dict(sorted(Counter(item.code for item in report.exclusions).items())),
         "skipped": dict(sorted(report.skipped.items())),
         "remarks": list(report.remarks),
+        "known_leak": task.recipe.leak(task.config),
         "shards": [asdict(record) for record in placing.records],
     }
 
@@ -353,10 +356,8 @@ def _begin(task: _Build, journal: Journal) -> None:
 
 def _require_space(task: _Build, discovery: Discovery) -> None:
     # Case files and shards hold the same compressed bytes, and stand side by side for a while.
-    row = sum(
-        int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in task.layout.values()
-    )
-    shards.require_space(task.out, 2 * row * len(discovery.cases))
+    needed = sum(task.recipe.space(case, task.layout) for case in discovery.cases)
+    shards.require_space(task.out, 2 * needed)
 
 
 def _accounts(
@@ -409,11 +410,14 @@ def derive_examples(
     exclusions = list(discovery.exclusions)
     for done, case in enumerate(discovery.cases, start=1):
         try:
-            examples += recipe.derive(case, config)
+            found = recipe.derive(case, config)
         except PreprocessingError as error:
             exclusions.append(refusal(case, error.code, str(error)))
+        else:
+            examples += found.examples
+            exclusions += found.notes
         progress("cases", done, len(discovery.cases))
     if not examples:
         left = replace(discovery, exclusions=tuple(exclusions))
-        raise DataError("NOTHING_USABLE", nothing_usable(left))
+        raise DataError("NOTHING_USABLE", nothing_usable(recipe, left))
     return examples, exclusions

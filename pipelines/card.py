@@ -14,8 +14,10 @@ import jinja2
 import yaml
 
 from data_cards import read_text
+from pipelines.card_findings import finding_rows
 from pipelines.croissant import describe
 from pipelines.errors import DataError
+from pipelines.probe import LeakProbe, card_section
 from preprocessing.layout import FieldSpec
 from preprocessing.records import Exclusion
 
@@ -35,6 +37,8 @@ def render_card(
     manifest: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]],
     exclusions: Sequence[Exclusion],
+    *,
+    found: LeakProbe | None = None,
 ) -> str:
     """Fill the data set's card template with one build's numbers.
 
@@ -44,6 +48,8 @@ def render_card(
         Content of ``manifest.json``; keys that are missing leave their line out.
     samples
         Rows of ``samples.csv``.
+    found
+        What the leak probe says; it stands at the top where it is above chance.
 
     Raises
     ------
@@ -60,7 +66,8 @@ def render_card(
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
-    text = environment.from_string(template).render(_context(manifest, samples, exclusions))
+    context = _context(manifest, samples, exclusions) | _probed(found)
+    text = environment.from_string(template).render(context)
     check_card(text)
     return text
 
@@ -70,9 +77,15 @@ def croissant(
     *,
     layout: Mapping[str, FieldSpec] | None = None,
     samples_csv: bytes | None = None,
+    license_text: str = LICENSE,
 ) -> dict[str, Any]:
     """Describe the data set as Croissant 1.0 JSON-LD; see ``pipelines.croissant.describe``."""
-    return describe(manifest, license_text=LICENSE, layout=layout, samples_csv=samples_csv)
+    return describe(manifest, license_text=license_text, layout=layout, samples_csv=samples_csv)
+
+
+def license_of(text: str) -> str:
+    """Return the licence that a card states."""
+    return str(_split_front_matter(text)[0]["license"])
 
 
 def check_card(text: str) -> None:
@@ -121,6 +134,12 @@ def _sections(body: str) -> dict[str, str]:
     return sections
 
 
+def _probed(found: LeakProbe | None) -> dict[str, Any]:
+    if found is None:
+        return {"probe_above": False, "probe_section": ""}
+    return {"probe_above": found.above_chance, "probe_section": card_section(found)}
+
+
 def _context(
     manifest: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]],
@@ -131,6 +150,8 @@ def _context(
     routes = Counter(str(row["suv_route"]) for row in samples if row.get("suv_route"))
     return {
         "name": manifest["name"],
+        "config": config,
+        "known_leak": manifest.get("known_leak", ""),
         "classes": list(manifest["classes"]),
         "sample_count": len(samples),
         "subject_count": len({row["subject_id"] for row in samples}),
@@ -153,6 +174,7 @@ def _context(
         "files": _file_counts(manifest),
         "exclusions": _exclusion_rows(exclusions),
         "skipped": sorted(manifest.get("skipped", {}).items()),
+        "finding_rows": finding_rows(samples),
         "warnings": sorted(warning_counts(samples).items()),
     }
 

@@ -49,6 +49,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="One setting as key=value; may be repeated.")
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")]
+Root = Annotated[Path, typer.Option("--root", help="Searched to any depth.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Look and report; write nothing.")]
+Subjects = Annotated[int, typer.Option(min=1, help="How many patients.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same bytes.")]
 
 
 @build_app.command("fdg-pet")
@@ -88,9 +92,7 @@ def build_fdg_pet(
     config: ConfigFile = None,
     set_: Set = None,
     key: KeyFile = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Look and report; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -103,18 +105,15 @@ def build_fdg_pet(
     from preprocessing.fdg_pet import Sources
 
     options = {
-        "suv_formula": (suv_formula, "suvbw"),
-        "projector": (projector, "vtk"),
-        "keep_aspect": (keep_aspect, False),
-        "fill_gaps": (fill_gaps, 0),
-        "allow_intercept": (allow_intercept, False),
-        "prefer_route": (prefer, ""),
+        "suv_formula": suv_formula,
+        "projector": projector,
+        "keep_aspect": keep_aspect,
+        "fill_gaps": fill_gaps,
+        "allow_intercept": allow_intercept,
+        "prefer_route": prefer,
     }
-    given = {name: value for name, (value, default) in options.items() if value != default}
     with console.refusals():
-        settings = FdgPetConfig.of(
-            console.settings(config, console.merged(given, console.overrides(set_)))
-        )
+        settings = console.chosen(FdgPetConfig, options, config, set_)
         sources = Sources(
             dicom_dir=console.existing(dicom_dir, "--dicom-dir"),
             labels=labels,
@@ -133,34 +132,138 @@ def build_fdg_pet(
         console.build_data_set("fdg-pet", settings, sources, choices)
 
 
-@phantom_app.command("fdg-pet")
-def phantom_fdg_pet(
+@build_app.command("brats18")
+def build_brats18(
+    root: Root,
     out: Out,
-    subjects: Annotated[int, typer.Option(min=1, help="How many patients.")] = 60,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    crop: Annotated[
+        str, typer.Option(help="midline, or tumour-edge (tells the label; for comparison only).")
+    ] = "midline",
+    crossing: Annotated[
+        str, typer.Option(help="Tumour across the midline: exclude the slice, or label-both.")
+    ] = "exclude",
+    min_tumour_area: Annotated[
+        int, typer.Option(help="Use slices with more tumour pixels than this.")
+    ] = 1000,
+    min_half_area: Annotated[
+        int, typer.Option(help="With label-both: tumour pixels from which a half is tumour.")
+    ] = 500,
+    image_size: Annotated[int, typer.Option(help="Rows and columns that slices must have.")] = 240,
+    dtype: Annotated[
+        str, typer.Option(help="int16 refuses what it cannot hold; float32 takes more space.")
+    ] = "int16",
+    workers: Workers = 0,
+    config: ConfigFile = None,
+    set_: Set = None,
+    key: KeyFile = None,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+    as_json: Json = False,
 ) -> None:
+    """BraTS volumes to hemispheres with and without tumour.
+
+    Four MR modalities, axial slices cut at the brain's own midline, in HDF5 shards.
+    """
+    from pipelines import console
+    from pipelines.config import Brats18Config
+    from preprocessing.brats import Sources
+
+    options = {
+        "crop": crop,
+        "crossing": crossing,
+        "min_tumour_area": min_tumour_area,
+        "min_half_area": min_half_area,
+        "image_size": image_size,
+        "dtype": dtype,
+    }
+    with console.refusals():
+        settings = console.chosen(Brats18Config, options, config, set_)
+        choices = console.BuildChoices(
+            out=out,
+            key=key,
+            workers=console.worker_count(workers),
+            dry_run=dry_run,
+            strict=strict,
+            as_json=as_json,
+        )
+        sources = Sources(root=console.existing(root, "--root"))
+        console.build_data_set("brats18", settings, sources, choices)
+
+
+@build_app.command("chestxray14")
+def build_chestxray14(
+    root: Root,
+    out: Out,
+    image_size: Annotated[int, typer.Option(help="Side of the stored square.")] = 512,
+    workers: Workers = 0,
+    config: ConfigFile = None,
+    set_: Set = None,
+    key: KeyFile = None,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """NIH ChestX-ray14 to square pictures with 14 findings and boxes.
+
+    Images, Data_Entry_2017*.csv, BBox_List_2017.csv and the official lists, in HDF5 shards.
+    """
+    from pipelines import console
+    from pipelines.config import ChestXray14Config
+    from preprocessing.chestxray import Sources
+
+    with console.refusals():
+        settings = console.chosen(ChestXray14Config, {"image_size": image_size}, config, set_)
+        choices = console.BuildChoices(
+            out=out,
+            key=key,
+            workers=console.worker_count(workers),
+            dry_run=dry_run,
+            strict=strict,
+            as_json=as_json,
+        )
+        sources = Sources(root=console.existing(root, "--root"))
+        console.build_data_set("chestxray14", settings, sources, choices)
+
+
+@phantom_app.command("fdg-pet")
+def phantom_fdg_pet(out: Out, subjects: Subjects = 60, seed: Seed = 0) -> None:
     """Whole-body FDG-PET patients as DICOM series.
 
     With labels.csv and the true masks of altered muscle.
     """
     from pipelines import console
-    from preprocessing.phantoms import PHANTOMS
+
+    sources = f"--dicom-dir {out}/dicom --labels {out}/labels.csv --truth {out}/truth"
+    with console.refusals():
+        console.write_phantoms("fdg-pet", out, subjects=subjects, seed=seed, sources=sources)
+
+
+@phantom_app.command("brats18")
+def phantom_brats18(out: Out, subjects: Subjects = 40, seed: Seed = 0) -> None:
+    """Heads with tumours in the files and folders of BraTS18.
+
+    Four modalities and a segmentation; truth.json says where the midline is.
+    """
+    from pipelines import console
 
     with console.refusals():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            console.fail(f"{out} exists and is not empty: name a new folder", console.EXISTS)
-        with console.bars() as progress:
-            PHANTOMS["fdg-pet"](
-                out,
-                subjects=subjects,
-                seed=seed,
-                progress=lambda done, total: progress("patients", done, total),
-            )
-    console.say(f"{out}: {subjects} patients; build with")
-    console.say(
-        f"  dualwitness build-dataset fdg-pet --dicom-dir {out}/dicom --labels {out}/labels.csv "
-        f"--truth {out}/truth --out DATA"
-    )
+        console.write_phantoms(
+            "brats18", out, subjects=subjects, seed=seed, sources=f"--root {out}"
+        )
+
+
+@phantom_app.command("chestxray14")
+def phantom_chestxray14(out: Out, subjects: Subjects = 60, seed: Seed = 0) -> None:
+    """Chest radiographs in the files and folders of ChestX-ray14.
+
+    Images, tables, boxes and official lists.
+    """
+    from pipelines import console
+
+    with console.refusals():
+        console.write_phantoms(
+            "chestxray14", out, subjects=subjects, seed=seed, sources=f"--root {out}"
+        )
 
 
 @app.command()
@@ -350,6 +453,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def demo(
     out: Out = Path("demo"),
+    dataset: Annotated[str, typer.Option(help="fdg-pet, brats18 or chestxray14.")] = "fdg-pet",
     subjects: Annotated[int, typer.Option(min=12, help="How many synthetic patients.")] = 60,
     seed: Annotated[int, typer.Option()] = 0,
     workers: Workers = 0,
@@ -361,6 +465,7 @@ def demo(
     with console.refusals(), console.bars() as progress:
         report = run_demo(
             out,
+            dataset=dataset,
             subjects=subjects,
             seed=seed,
             workers=console.worker_count(workers),

@@ -112,6 +112,28 @@ class FdgPetConfig(BuildConfig):
     """Route to believe when two routes to the scan time disagree by more than 5 %."""
 
 
+class Brats18Config(BuildConfig):
+    """Four MR modalities and a segmentation to hemispheres with and without tumour."""
+
+    crop: Literal["midline", "tumour-edge"] = "midline"
+    """``tumour-edge`` is the published cut: its place tells the label."""
+    crossing: Literal["exclude", "label-both"] = "exclude"
+    """What becomes of a slice with tumour on both sides of the midline."""
+    min_tumour_area: int = Field(default=1000, ge=0)
+    """Slices are used with more tumour pixels than this."""
+    min_half_area: int = Field(default=500, ge=1)
+    """Tumour pixels from which a half counts as tumour, for ``label-both``."""
+    image_size: int = Field(default=240, ge=32, le=1024)
+    """Rows and columns that every volume must have; none is resampled."""
+    dtype: Literal["int16", "float32"] = "int16"
+
+
+class ChestXray14Config(BuildConfig):
+    """NIH ChestX-ray14 to square grey pictures with label sets and boxes."""
+
+    image_size: int = Field(default=512, ge=32, le=4096)
+
+
 class AugmentConfig(StrictConfig):
     """Random changes of a training picture; each is drawn anew for every picture.
 

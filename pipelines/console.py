@@ -26,6 +26,7 @@ from pipelines.errors import PipelineError
 from pipelines.progress import Progress
 from preprocessing import pseudonyms
 from preprocessing.errors import OutputError, PreprocessingError
+from preprocessing.phantoms import PHANTOMS
 
 USAGE, NOTHING_USABLE, EXISTS, DISK, INTERRUPTED = 2, 3, 4, 5, 130
 OUTPUT_EXIT_CODES = {"LOCKED": EXISTS, "EXISTS": EXISTS, "KEY_INSIDE_OUTPUT": USAGE}
@@ -148,6 +149,21 @@ def settings(file: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
     return merged(read_yaml(file), changes)
 
 
+def chosen(
+    kind: type[BuildConfig], options: dict[str, Any], file: Path | None, pairs: list[str] | None
+) -> BuildConfig:
+    """Return a build's settings: the file's, then options that are no default, then pairs.
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown or out of range, or the file cannot be read.
+    """
+    defaults = kind.model_fields
+    given = {name: value for name, value in options.items() if value != defaults[name].default}
+    return kind.of(settings(file, merged(given, overrides(pairs))))
+
+
 def pseudonym_key(path: Path | None, out: Path | None) -> bytes:
     """Read the pseudonym key, or make the user's own on first use."""
     place = path or pseudonyms.default_key_path()
@@ -168,7 +184,7 @@ def intake_table(report: BuildReport) -> None:
         f"+ {files['skipped']} skipped"
     )
     if report.exclusions or report.skipped:
-        table = Table("code", "cases", "files", "example", title="not used")
+        table = Table("code", "times", "files", "example", title="not used")
         cases = Counter(item.code for item in report.exclusions)
         for code, count in cases.most_common():
             items = [item for item in report.exclusions if item.code == code]
@@ -228,6 +244,21 @@ def build_data_set(name: str, config: BuildConfig, sources: Any, choices: BuildC
         )
     if choices.strict and report.exclusions:
         raise typer.Exit(1)
+
+
+def write_phantoms(name: str, out: Path, *, subjects: int, seed: int, sources: str) -> None:
+    """Write synthetic patients, and say how to build a data set of them."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        fail(f"{out} exists and is not empty: name a new folder", EXISTS)
+    with bars() as progress:
+        PHANTOMS[name](
+            out,
+            subjects=subjects,
+            seed=seed,
+            progress=lambda done, total: progress("patients", done, total),
+        )
+    say(f"{out}: {subjects} patients; build with")
+    say(f"  dualwitness build-dataset {name} {sources} --out DATA")
 
 
 def _outcome(report: BuildReport, choices: BuildChoices) -> str:

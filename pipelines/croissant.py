@@ -101,7 +101,7 @@ def describe(
         "description": (
             f"Data set {name} with classes {', '.join(manifest['classes'])} in HDF5 shards "
             f"({', '.join(splits)}). README.md beside this file is its data card: read there what "
-            "it may not be used for. Pseudonymised, not anonymous."
+            "it may not be used for. Pseudonymised, not anonymous." + _warning(manifest)
         ),
         "conformsTo": CONFORMS_TO,
         "version": str(manifest.get("code_version", "0.0.0")),
@@ -110,6 +110,11 @@ def describe(
         "distribution": distribution,
         "recordSet": record_sets,
     }
+
+
+def _warning(manifest: Mapping[str, Any]) -> str:
+    leak = str(manifest.get("known_leak", ""))
+    return f" Leaks its labels: {leak}." if leak else ""
 
 
 def _shard_object(shard: Mapping[str, Any]) -> dict[str, Any]:

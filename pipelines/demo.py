@@ -10,13 +10,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.build import BuildReport, build
-from pipelines.config import ExplainConfig, FdgPetConfig, TrainConfig
-from pipelines.errors import RunExists
+from pipelines.config import TrainConfig
+from pipelines.demo_chains import DEMOS, Chain
+from pipelines.errors import RunExists, UsageError
 from pipelines.explain import ExplainReport, explain
 from pipelines.figures import Estimate
 from pipelines.pages import CaseView
@@ -26,23 +27,12 @@ from pipelines.scores import SplitScores
 from pipelines.train import TrainReport, train
 from pipelines.workers import Workers
 from preprocessing.atomic_files import atomic_write
-from preprocessing.fdg_pet import Sources
 from preprocessing.phantoms import PHANTOMS
 
 MARK = "demo.json"
 DEMO_KEY = hashlib.sha256(b"dualwitness demo").digest()
 """Nobody's secret: the patients are synthetic, and a fixed key gives every demo the same splits."""
 PAGE = "report.html"
-SETTINGS = TrainConfig(
-    network="resnet10-narrow",
-    variant="exact",
-    image_size=256,
-    epochs=80,
-    batch_size=8,
-    learning_rate=3e-3,
-)
-"""Small enough for two cores; the defaults of ``train`` are for a GPU. A shallow network sees
-little around each cell, so that its maps say where and not only whether."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,39 +59,78 @@ class _Clock:
 def run_demo(
     out: Path,
     *,
+    dataset: str = "fdg-pet",
     subjects: int = 60,
     seed: int = 0,
     workers: int = 1,
-    settings: TrainConfig = SETTINGS,
+    settings: TrainConfig | None = None,
     progress: Progress = silent,
 ) -> DemoReport:
-    """Run the chain into ``out``.
+    """Run the chain of a data set into ``out``.
+
+    Parameters
+    ----------
+    dataset
+        A name in ``DEMOS``.
+    settings
+        Of the training, in place of the demo's own.
 
     Raises
     ------
+    UsageError
+        ``DATASET``: there is no such demo.
     RunExists
         ``OUTPUT_EXISTS``: the folder holds something else, or a demo with other numbers.
     """
-    _claim(out, {"subjects": subjects, "seed": seed, "settings": settings.model_dump(mode="json")})
+    if dataset not in DEMOS:
+        raise UsageError(
+            "DATASET", f"--dataset {dataset!r} has no demo: choose from {', '.join(DEMOS)}"
+        )
+    chain = DEMOS[dataset]
+    chain = chain if settings is None else replace(chain, train=settings)
+    demo = _Task(out=out, name=dataset, chain=chain, subjects=subjects, seed=seed, workers=workers)
+    _claim(demo)
     clock = _Clock()
     with clock.timing("synthetic scans"):
-        _scans(out / "phantoms", subjects=subjects, seed=seed, workers=workers, progress=progress)
+        _scans(demo, progress)
     with clock.timing("data set"):
-        built = _data(out, workers=workers, progress=progress)
+        built = _data(demo, progress)
     with clock.timing("training"):
         run = out / "run"
         trained = train(
-            settings, data=out / "data", run=run, resume=run.exists(), progress=progress
+            chain.train, data=out / "data", run=run, resume=run.exists(), progress=progress
         )
     with clock.timing("explanations"):
         shutil.rmtree(out / "explanations", ignore_errors=True)
         explained = explain(
-            ExplainConfig(), run=run, out=out / "explanations", data=out / "data", progress=progress
+            chain.explain, run=run, out=out / "explanations", data=out / "data", progress=progress
         )
-    return _report(out, settings, built, trained, explained, clock.seconds, subjects, seed)
+    return _report(demo, built, trained, explained, clock.seconds)
 
 
-def _claim(out: Path, identity: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """One demo to be run."""
+
+    out: Path
+    name: str
+    chain: Chain
+    subjects: int
+    seed: int
+    workers: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "dataset": self.name,
+            "subjects": self.subjects,
+            "seed": self.seed,
+            "settings": self.chain.train.model_dump(mode="json"),
+        }
+
+
+def _claim(demo: _Task) -> None:
+    out, identity = demo.out, demo.identity
     mark = out / MARK
     if mark.is_file():
         if json.loads(mark.read_text(encoding="utf-8")) != identity:
@@ -118,50 +147,45 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
     atomic_write(mark, json.dumps(identity, indent=2).encode("utf-8"))
 
 
-def _scans(folder: Path, *, subjects: int, seed: int, workers: int, progress: Progress) -> None:
-    if (folder / "labels.csv").exists():  # written last
+def _scans(demo: _Task, progress: Progress) -> None:
+    folder = demo.out / "phantoms"
+    if (folder / demo.chain.written_last).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    with Workers(workers) as pool:
-        PHANTOMS["fdg-pet"](
+    with Workers(demo.workers) as pool:
+        PHANTOMS[demo.name](
             folder,
-            subjects=subjects,
-            seed=seed,
+            subjects=demo.subjects,
+            seed=demo.seed,
             mapper=pool.map,
             progress=lambda done, total: progress("synthetic scans", done, total),
+            **demo.chain.phantoms,
         )
 
 
-def _data(out: Path, *, workers: int, progress: Progress) -> BuildReport:
-    phantoms = out / "phantoms"
+def _data(demo: _Task, progress: Progress) -> BuildReport:
     return build(
-        "fdg-pet",
-        FdgPetConfig(),
-        Sources(
-            dicom_dir=phantoms / "dicom",
-            labels=phantoms / "labels.csv",
-            truth=phantoms / "truth",
-        ),
-        out=out / "data",
+        demo.name,
+        demo.chain.build,
+        demo.chain.sources(demo.out / "phantoms"),
+        out=demo.out / "data",
         key=DEMO_KEY,
-        workers=workers,
+        workers=demo.workers,
         progress=progress,
     )
 
 
 def _report(
-    out: Path,
-    settings: TrainConfig,
+    demo: _Task,
     built: BuildReport,
     trained: TrainReport,
     explained: ExplainReport,
     seconds: Mapping[str, float],
-    subjects: int,
-    seed: int,
 ) -> DemoReport:
+    out, seed = demo.out, demo.seed
     scores = _estimates(trained.test)
-    demo = Demo(
-        ran=_ran(settings, built, trained, seconds, subjects, seed),
+    page = Demo(
+        ran=_ran(demo, built, trained, seconds),
         intake=_intake_rows(built),
         contact_sheet=next(iter(sorted((out / "data" / "qc").glob("contact*.png")))).read_bytes(),
         training_curves=(out / "run" / "curves.png").read_bytes(),
@@ -169,9 +193,9 @@ def _report(
         figures=_figures(out / "run"),
         overlaps=explained.overlaps,
         gallery=_gallery(out / "explanations", explained),
-        how=HOW,
+        how=(*HOW, ("average precision", demo.chain.truth)),
     )
-    atomic_write(out / PAGE, demo_report(demo, seed=seed).encode("utf-8"))
+    atomic_write(out / PAGE, demo_report(page, seed=seed).encode("utf-8"))
     measured = [overlap for overlap in explained.overlaps if overlap.measured]
     sentences = verdict(scores[:1], [gain(overlap, seed=seed) for overlap in measured[:1]])
     return DemoReport(page=out / PAGE, verdict=" ".join(sentences))
@@ -186,11 +210,6 @@ HOW = (
     (
         "area under the ROC curve",
         "each class against the rest, mean over classes; interval from resampled patients.",
-    ),
-    (
-        "average precision",
-        "pixels of the projection ranked by the map, against the projected altered muscle; scans "
-        "without altered muscle have none. A uniform map scores the share of altered pixels.",
     ),
 )
 
@@ -211,21 +230,20 @@ def _estimates(test: SplitScores | None) -> list[Estimate]:
 
 
 def _ran(
-    settings: TrainConfig,
-    built: BuildReport,
-    trained: TrainReport,
-    seconds: Mapping[str, float],
-    subjects: int,
-    seed: int,
+    demo: _Task, built: BuildReport, trained: TrainReport, seconds: Mapping[str, float]
 ) -> list[tuple[str, str]]:
     rows = ", ".join(f"{split} {count}" for split, count in built.samples.items())
+    settings = demo.chain.train
+    size = settings.image_size
+    pictures = "pictures as stored" if size is None else f"pictures at {size} x {size}"
     return [
-        ("scans", f"{subjects} synthetic patients in DICOM, seed {seed}"),
-        ("data set", f"SUVbw, coronal projection, {rows} patients never shared between parts"),
+        ("scans", f"{demo.subjects} {demo.chain.scans}, seed {demo.seed}"),
+        ("data set", f"{demo.chain.data_set}: {rows} pictures, patients never shared"),
+        *(("note", remark) for remark in built.remarks),
         (
             "classifier",
             f"{settings.network}, attention '{settings.variant}', {trained.parameters:,} weights, "
-            f"pictures at {settings.image_size} x {settings.image_size}, {trained.epochs} epochs, "
+            f"{pictures}, {trained.epochs} epochs, "
             f"epoch {trained.best['epoch']:.0f} chosen on the validation patients",
         ),
         *((f"seconds for {step}", f"{value:.0f}") for step, value in seconds.items()),

@@ -18,11 +18,12 @@ from preprocessing.shards import CaseRow, FieldSpec, read_case, write_case
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """The rows of one case, in its case file."""
+    """The rows of one case, in its case file, and what of the case was left out."""
 
     case: Case = field(repr=False)
     path: Path = field(repr=False)
     rows: tuple[CaseRow, ...]
+    notes: tuple[Exclusion, ...] = ()
 
 
 def derive_case(
@@ -39,8 +40,10 @@ def derive_case(
     path = folder / f"{case.case_id}-{digest.hexdigest()[:16]}.case"
     try:
         if not _intact(path):
-            write_case(path, RECIPES[recipe].derive(case, config), layout=layout)
-        return Derived(case=case, path=path, rows=read_case(path))
+            found = RECIPES[recipe].derive(case, config)
+            write_case(path, found.examples, layout=layout, notes=found.notes)
+        index = read_case(path)
+        return Derived(case=case, path=path, rows=index.rows, notes=index.notes)
     except OutputError:
         raise
     except PreprocessingError as error:
@@ -105,8 +108,13 @@ def derive_all(
     return derived, refused
 
 
-def without_twins(derived: Sequence[Derived]) -> tuple[list[Derived], list[Exclusion]]:
-    """Exclude cases of different patients with the same picture: one of the names is wrong."""
+def without_twins(
+    derived: Sequence[Derived], *, identifiers: str
+) -> tuple[list[Derived], list[Exclusion]]:
+    """Exclude cases of different patients with the same picture: one of the names is wrong.
+
+    ``identifiers`` says what tells patients apart.
+    """
     owners: dict[str, set[str]] = defaultdict(set)
     for item in derived:
         for row in item.rows:
@@ -122,8 +130,9 @@ def without_twins(derived: Sequence[Derived]) -> tuple[list[Derived], list[Exclu
             refusal(
                 item.case,
                 "CROSS_PATIENT_DUP",
-                f"the same picture stands under {shared} PatientIDs (0010,0020): one person with "
-                "several identifiers (tell with --patient-map), or a scan filed under a wrong name",
+                f"the same picture stands under {shared} {identifiers}: one person with several "
+                "identifiers (tell with --patient-map where the command has it, else keep one), or "
+                "a scan filed under a wrong name",
             )
         )
     return kept, twins

@@ -1,4 +1,4 @@
-"""What stands beside the shards: tables, card, contact sheet, histogram, Croissant."""
+"""What stands beside the shards: tables, card with leak probe, contact sheet, Croissant."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import card, qc
+from pipelines.probe import LeakProbe, probe
 from preprocessing.atomic_files import atomic_write
 from preprocessing.records import Exclusion, Mapper
 from preprocessing.shards import FieldSpec
@@ -24,8 +25,14 @@ def write_beside(
     layout: Mapping[str, FieldSpec],
     *,
     mapper: Mapper = map,
-) -> None:
-    """Write everything of a data set that is neither shard nor manifest."""
+) -> LeakProbe:
+    """Write everything of a data set that is neither shard nor manifest.
+
+    Returns
+    -------
+    LeakProbe
+        What the card says about leaks.
+    """
     columns = list(dict.fromkeys(name for row in samples for name in row))
     table = _csv(columns, samples)
     atomic_write(out / "samples.csv", table)
@@ -37,10 +44,15 @@ def write_beside(
         ),
     )
     qc.write_all(out, manifest, samples, mapper=mapper)
-    atomic_write(out / "README.md", card.render_card(manifest, samples, exclusions).encode("utf-8"))
-    described = card.croissant(manifest, layout=layout, samples_csv=table)
-    text = json.dumps(described, indent=2, ensure_ascii=False)
-    atomic_write(out / "croissant.json", text.encode("utf-8"))
+    found = probe(out, manifest, samples, mapper=mapper)
+    text = card.render_card(manifest, samples, exclusions, found=found)
+    atomic_write(out / "README.md", text.encode("utf-8"))
+    described = card.croissant(
+        manifest, layout=layout, samples_csv=table, license_text=card.license_of(text)
+    )
+    content = json.dumps(described, indent=2, ensure_ascii=False)
+    atomic_write(out / "croissant.json", content.encode("utf-8"))
+    return found
 
 
 def read_exclusions(out: Path) -> tuple[Exclusion, ...]:

@@ -16,7 +16,7 @@ from preprocessing.splits import SPLITS
 HASH_BITS = 64
 MOST_DIFFERENT_BITS = 6
 """Recompression, noise and a grey-value curve change few of the 64 bits."""
-LEAST_CORRELATION = 0.97
+LEAST_CORRELATION = 0.93
 """Between coarse pictures from which the data set's mean picture is taken away: what anatomy has in
 common must not count."""
 NOISE_GREY = 3.0

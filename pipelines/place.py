@@ -17,8 +17,9 @@ from pipelines.progress import Progress
 from pipelines.recipes import Recipe
 from preprocessing.errors import ShardError, SplitError
 from preprocessing.journal import Journal
+from preprocessing.official_split import OFFICIAL, split_officially
 from preprocessing.shards import CaseRow, FieldSpec, ShardRecord, file_sha256, write_shard
-from preprocessing.splits import SPLITS, split_patients
+from preprocessing.splits import SPLITS
 
 Found = tuple[CaseRow, Path, int]
 """A row, its case file and its number in it."""
@@ -155,9 +156,10 @@ def _split(
     """Split patients as asked; where they are too few for it, all are for training."""
     subjects = [row.subject_id for row in rows]
     try:
-        split_of = split_patients(
+        split_of = split_officially(
             subjects,
             [row.label for row in rows],
+            [str(row.provenance.get(OFFICIAL, "")) for row in rows],
             test_fraction=config.test_fraction,
             validation_fraction=config.validation_fraction,
             seed=config.seed,

@@ -3,17 +3,25 @@
 A classifier is given what a network could read off a picture without looking at the disease: where
 the picture is not zero, how the scan was made, where in the scan the picture lies. If it predicts
 labels of held-out patients better than chance, so can a network, and its test score is no proof of
-what it has learnt. How many bytes a picture takes when compressed is reported beside it, on its
-own: that too can betray a label, but a finding itself changes how well a picture compresses.
+what it has learnt.
+
+How many bytes a picture takes when compressed is reported beside it, and decides nothing. It is no
+free hint: a network does not see it, and a finding itself changes how well a picture compresses.
+In one draw of 80 synthetic heads cut at the midline (31 patients tested), size alone told the half
+with tumour with an area under the curve of 0.55 (95 % interval 0.52 to 0.58); with the same cuts
+and labels, but tumours that leave no trace in the grey values, with 0.48 (0.46 to 0.49). There,
+what size told was the tumour; whether it is so with real scans has not been measured.
 """
 
 import csv
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipelines.near_duplicates import NearDuplicates, near_duplicates
 from pipelines.probe_features import (
@@ -26,7 +34,7 @@ from pipelines.probe_features import (
 )
 from pipelines.probe_scores import (
     CROSSED_WIDENING,
-    PATIENTS_EACH,
+    PATIENTS_EACH_CROSSED,
     Plan,
     area_with_interval,
     headline,
@@ -35,12 +43,17 @@ from pipelines.probe_scores import (
 )
 from pipelines.scores import Interval
 from preprocessing.manifest import SAMPLES, read_manifest
+from preprocessing.records import Mapper
 
 HEADLINE = (OUTLINE_PART, ACQUISITION_PART, PLACE_PART)
 """What the verdict rests on."""
 CHANCE = 0.5
 ANY = "any of the classes"
 """Judged beside the classes where a picture may show several or none."""
+MOST_OF_A_PATIENT = 16
+"""Pictures of one patient that are looked at: further slices of a head tell little more of it."""
+PLACES = 4
+"""Decimals of an area in the manifest."""
 MOST_ROWS = 20_000
 """Rows that the classifier sees at most; more do not narrow the interval to any purpose."""
 
@@ -84,6 +97,26 @@ class LeakProbe:
     near_duplicates: NearDuplicates
     sentence: str
 
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers as the manifest holds them."""
+        area = (
+            None
+            if self.auc is None or self.low is None or self.high is None
+            else {
+                "value": round(self.auc, PLACES),
+                "low": round(self.low, PLACES),
+                "high": round(self.high, PLACES),
+            }
+        )
+        return {
+            "above_chance": self.above_chance,
+            "area_under_curve": area,
+            "features": list(self.features),
+            "held_out_patients": self.held_out_patients,
+            "cross_validated": self.cross_validated,
+            "near_duplicates": dict(self.near_duplicates.pairs),
+        }
+
 
 def probe(
     out: Path,
@@ -91,6 +124,7 @@ def probe(
     samples: Sequence[Mapping[str, Any]],
     *,
     seed: int = 0,
+    mapper: Mapper = map,
 ) -> LeakProbe:
     """Probe a data set whose shards stand in ``out``, complete or about to be.
 
@@ -100,13 +134,36 @@ def probe(
         Content of ``manifest.json``, whether or not it is written yet.
     samples
         Rows of ``samples.csv``.
+    mapper
+        Spreads the reading over processes.
 
     Raises
     ------
     ShardError
         A shard cannot be read.
     """
-    rows = read_rows(out, manifest, samples)
+    rows = read_rows(out, manifest, _some_of_each(samples, seed=seed), mapper=mapper)
+    # One thread: sums in another order would be other sums in their last digits.
+    with threadpool_limits(1):
+        return _judged(rows, [*map(str, manifest["classes"]), ANY], seed=seed)
+
+
+def _some_of_each(samples: Sequence[Mapping[str, Any]], *, seed: int) -> list[Mapping[str, Any]]:
+    """Draw some pictures of each patient; places in a patient's order alone decide which.
+
+    One head under two names gives the same slices twice, so that it is still found.
+    """
+    of_patient: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda sample: str(sample["sample_id"])):
+        of_patient[str(sample["subject_id"])].append(sample)
+    chosen: list[Mapping[str, Any]] = []
+    for rows in of_patient.values():
+        order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+        chosen += [rows[place] for place in order[:MOST_OF_A_PATIENT]]
+    return chosen
+
+
+def _judged(rows: ProbeRows, names: Sequence[str], *, seed: int) -> LeakProbe:
     twins = near_duplicates(rows.hashes, rows.thumbnails, rows.splits)
     rows = _fewer(rows, seed=seed)
     plan = make_plan(rows.truth, rows.subjects, rows.splits, seed=seed)
@@ -116,8 +173,6 @@ def probe(
     found = {name: _measure(rows, (name,), plan, seed=seed) for name in (*features, SIZE_PART)}
     whole = _measure(rows, features, plan, seed=seed)
     tested = len({rows.subjects[row] for row in plan.tested})
-    names = [*map(str, manifest["classes"]), ANY]
-    classes = tuple(names[kind] for kind in plan.judged)
     is_above = whole.low > CHANCE
     return LeakProbe(
         auc=whole.value,
@@ -126,7 +181,7 @@ def probe(
         above_chance=is_above,
         features=features,
         parts=found,
-        classes=classes,
+        classes=tuple(names[kind] for kind in plan.judged),
         held_out_patients=tested,
         cross_validated=plan.is_crossed,
         near_duplicates=twins,
@@ -208,8 +263,9 @@ def _undecided(rows: ProbeRows, features: tuple[str, ...], twins: NearDuplicates
         cross_validated=False,
         near_duplicates=twins,
         sentence=(
-            f"too few patients to know ({patients} in all): at least {PATIENTS_EACH} with a class "
-            f"and {PATIENTS_EACH} without it are needed before anything can be said."
+            f"too few patients to know ({patients} in all): at least {PATIENTS_EACH_CROSSED} with "
+            f"a class and {PATIENTS_EACH_CROSSED} without it are needed before anything can be "
+            "said."
         ),
     )
 
@@ -243,8 +299,8 @@ def _table_row(name: str, item: Interval) -> str:
 def _note_on_size() -> str:
     return (
         "\nThe compressed size of a picture tells something about its label. The verdict does not "
-        "rest on it, because a finding itself changes how well a picture compresses; so does the "
-        "noise of another scanner."
+        "rest on it: no network sees it, and a finding itself changes how well a picture "
+        "compresses; so does the noise of another scanner."
     )
 
 

@@ -25,8 +25,8 @@ from preprocessing.errors import GeometryError, LabelError
 from preprocessing.hemispheres import CROSSING_MIDLINE, HALF_EMPTY, HALF_UNCLEAR, Half
 from preprocessing.midline import CutLine, Midplane
 from preprocessing.pseudonyms import Pseudonyms
-from preprocessing.records import Discovery, Example, Exclusion
-from preprocessing.shards import FieldSpec
+from preprocessing.records import Derivation, Discovery, Example, Exclusion
+from preprocessing.shards import FieldSpec, Layout
 
 CLASSES = ("no tumour", "tumour")
 REASONS: Mapping[str, str] = {
@@ -81,24 +81,6 @@ class Options:
     dtype: Literal["int16", "float32"] = "int16"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Derivation:
-    """The rows of a case, and what of it is not among them.
-
-    Attributes
-    ----------
-    notes
-        One for each slice or half that was left out, with its code; no files of their own.
-    slices
-        Every slice of the volume, counted by what became of it: ``none`` and ``small`` hold no or
-        too little tumour, ``crossing``, ``used`` (one half of it or both), ``unusable``.
-    """
-
-    examples: tuple[Example, ...]
-    notes: tuple[Exclusion, ...]
-    slices: Mapping[str, int]
-
-
 def layout(*, image_size: int, dtype: str) -> dict[str, FieldSpec]:
     """Datasets of a shard row, beside ``label``."""
     square = (image_size, image_size)
@@ -131,6 +113,27 @@ def layout(*, image_size: int, dtype: str) -> dict[str, FieldSpec]:
             shape=(4, 4), dtype="float64", description="(column, row, 0, 1) to LPS", unit="mm"
         ),
     }
+
+
+def space_bytes(case: BratsCase, layout: Layout) -> int:
+    """Bound the bytes of a case's compressed rows by those of its files.
+
+    Rows hold every voxel of the files once at most; where the files are compressed, they are so no
+    better than rows are.
+    """
+    rows = 2 * case.shape[0]
+    beside = sum(spec.row_bytes for name, spec in layout.items() if name not in ("image", "mask"))
+    return sum(path.stat().st_size for path in case.paths.values()) + rows * beside
+
+
+def known_leak(options: Options) -> str:
+    """Say how the labels can be told without seeing a tumour, or nothing."""
+    if options.crop == "midline":
+        return ""
+    return (
+        "made with --crop tumour-edge: the cut follows the tumour, so the width of a picture's "
+        "black part tells its label; for comparison with published numbers only"
+    )
 
 
 def discover(
@@ -168,19 +171,12 @@ def normalised(
     return np.where(brain, scores, 0).astype(np.float32)
 
 
-def derive(case: BratsCase, options: Options) -> tuple[Example, ...]:
-    """Turn a case into the rows of a shard.
+def derive(case: BratsCase, options: Options) -> Derivation:
+    """Turn a case into rows, with a note for each slice or half that was left out.
 
-    Raises
-    ------
-    PreprocessingError
-        As ``derive_with_notes``.
-    """
-    return derive_with_notes(case, options).examples
-
-
-def derive_with_notes(case: BratsCase, options: Options) -> Derivation:
-    """Turn a case into rows, and say what became of every slice.
+    The columns ``slices_*`` of each row count every slice of the volume by what became of it:
+    ``none`` and ``small`` hold no or too little tumour, ``crossing``, ``used`` (one half of it or
+    both), ``unusable``.
 
     Raises
     ------
@@ -221,7 +217,7 @@ def derive_with_notes(case: BratsCase, options: Options) -> Derivation:
         raise LabelError(code, f"none of {len(large)} slices can be used: {REASONS[code]}")
     about = _about(case, scan, plane, options, account)
     examples = tuple(row for cut in cuts for row in _rows(case, scan, tumour, cut, about))
-    return Derivation(examples=examples, notes=notes, slices=account)
+    return Derivation(examples=examples, notes=notes)
 
 
 @dataclass(frozen=True, slots=True)

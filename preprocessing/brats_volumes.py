@@ -116,13 +116,23 @@ def _is_whole(voxels: Shaped[np.ndarray, "z y x"]) -> bool:
 def _statistics(
     pictures: list[Shaped[np.ndarray, "z y x"]], brain: Bool[np.ndarray, "z y x"]
 ) -> tuple[Float32[np.ndarray, " modality"], Float32[np.ndarray, " modality"]]:
-    place = np.flatnonzero(brain)
     mean, sd = [], []
     for name, picture in zip(MODALITIES, pictures, strict=True):
-        values = picture.reshape(-1)[place].astype(np.float64)
-        spread = float(values.std()) if len(values) else 0.0
+        values = picture[brain]
+        middle, spread = _mean_and_sd(values) if len(values) else (0.0, 0.0)
         if spread == 0 or not picture.any():
             raise FileError("NII_EMPTY", f"{name} has one value everywhere: the file is empty")
-        mean.append(float(values.mean()))
+        mean.append(middle)
         sd.append(spread)
     return np.array(mean, dtype=np.float32), np.array(sd, dtype=np.float32)
+
+
+def _mean_and_sd(values: Shaped[np.ndarray, " voxel"]) -> tuple[float, float]:
+    """Return mean and standard deviation; of int16 from counts of each value, without rounding."""
+    if values.dtype != np.int16:
+        exact = values.astype(np.float64)
+        return float(exact.mean()), float(exact.std())
+    counts = np.bincount(values.view(np.uint16), minlength=2**16).astype(np.float64)
+    levels = np.arange(2**16, dtype=np.uint16).view(np.int16).astype(np.float64)
+    middle = float(counts @ levels) / len(values)
+    return middle, float(np.sqrt(counts @ (levels - middle) ** 2 / len(values)))

@@ -4,7 +4,7 @@ A worker compresses, the parent only copies. The file is private to a build::
 
     magic, 8 bytes
     chunks as HDF5 stores them (shuffled, deflated, checksummed), row by row, fields in name order
-    index: JSON with the rows, and place and BLAKE2b of every chunk
+    index: JSON with the rows, the notes, and place and BLAKE2b of every chunk
     length of the index, 8 bytes little-endian; BLAKE2b of the index, 16 bytes
 
 Every byte is under a hash, so a torn or damaged file is seen and derived again.
@@ -33,11 +33,13 @@ from preprocessing.layout import (
     create_field,
     field_digest,
 )
-from preprocessing.records import Example
+from preprocessing.records import Example, Exclusion
 
-MAGIC = b"DWCASE1\n"
+MAGIC = b"DWCASE2\n"
 FOOTER_BYTES = 8 + DIGEST_BYTES
 HASH_SIDE = 8
+BYTES_AT_ONCE = 1 << 22
+"""Of a field's rows that are compressed in one call: each call costs as much as a small row."""
 
 
 class Chunk(NamedTuple):
@@ -76,16 +78,27 @@ class CaseRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseIndex:
-    """Rows of a case file and, row by row, the place of each field's chunk."""
+    """Rows of a case file and, row by row, the place of each field's chunk.
+
+    ``notes`` are the parts of the case that were left out: ``Derivation.notes``.
+    """
 
     rows: tuple[CaseRow, ...]
     chunks: tuple[Mapping[str, Chunk], ...]
+    notes: tuple[Exclusion, ...] = ()
 
 
-def write_case(path: Path, examples: Sequence[Example], *, layout: Layout) -> tuple[CaseRow, ...]:
+def write_case(
+    path: Path, examples: Sequence[Example], *, layout: Layout, notes: Sequence[Exclusion] = ()
+) -> tuple[CaseRow, ...]:
     """Compress the samples of one case into one file, decode them again and compare.
 
     The file appears under its name complete or not at all, and replaces an earlier one.
+
+    Parameters
+    ----------
+    notes
+        Kept beside the rows, so that a build that goes on tells what was left out as well.
 
     Raises
     ------
@@ -100,7 +113,11 @@ def write_case(path: Path, examples: Sequence[Example], *, layout: Layout) -> tu
     body, chunks = _compressed(stored, layout)
     rows = [_row_of(example, arrays) for example, arrays in zip(examples, stored, strict=True)]
     index = json.dumps(
-        {"rows": [asdict(row) for row in rows], "chunks": chunks},
+        {
+            "rows": [asdict(row) for row in rows],
+            "chunks": chunks,
+            "notes": [asdict(note) for note in notes],
+        },
         sort_keys=True,
         separators=(",", ":"),
     ).encode()
@@ -109,8 +126,8 @@ def write_case(path: Path, examples: Sequence[Example], *, layout: Layout) -> tu
     return tuple(rows)
 
 
-def read_case(path: Path) -> tuple[CaseRow, ...]:
-    """Return the rows of a case file after checking every byte of it.
+def read_case(path: Path) -> CaseIndex:
+    """Return what a case file holds after checking every byte of it.
 
     Raises
     ------
@@ -127,7 +144,7 @@ def read_case(path: Path) -> tuple[CaseRow, ...]:
             end += chunk.size
         if end != _index_place(stream)[0]:
             raise _corrupt()
-    return index.rows
+    return index
 
 
 def opened(path: Path) -> BinaryIO:
@@ -158,7 +175,11 @@ def read_index(stream: BinaryIO) -> CaseIndex:
     chunks = tuple(
         {name: Chunk(*place) for name, place in sorted(row.items())} for row in index["chunks"]
     )
-    return CaseIndex(rows=tuple(CaseRow(**row) for row in index["rows"]), chunks=chunks)
+    return CaseIndex(
+        rows=tuple(CaseRow(**row) for row in index["rows"]),
+        chunks=chunks,
+        notes=tuple(Exclusion(**note) for note in index["notes"]),
+    )
 
 
 def read_chunk(stream: BinaryIO, chunk: Chunk) -> bytes:
@@ -204,27 +225,30 @@ def _compressed(
         fields = {
             name: create_field(file, name, spec, rows=len(samples)) for name, spec in layout.items()
         }
+        for name, dataset in fields.items():
+            _fill(dataset, [arrays[name] for arrays in samples])
         for row, arrays in enumerate(samples):
             places.append({})
             for name, array in arrays.items():
-                mask, content = _stored_chunk(fields[name], row, array)
+                mask, content = fields[name].id.read_direct_chunk((row, *(0 for _ in array.shape)))
                 places[-1][name] = Chunk(end, len(content), mask, _blake2b(content).hexdigest())
                 body.append(content)
                 end += len(content)
     return body, places
 
 
-def _stored_chunk(
-    dataset: h5py.Dataset, row: int, array: Shaped[np.ndarray, "..."]
-) -> tuple[int, bytes]:
-    dataset[row] = array
-    if not np.array_equal(_bytes_of(np.asarray(dataset[row])), _bytes_of(array)):
-        raise ShardError(
-            "READ_BACK",
-            "a compressed sample does not decode to what was given: check this machine's memory "
-            "and its HDF5 library",
-        )
-    return dataset.id.read_direct_chunk((row, *(0 for _ in array.shape)))
+def _fill(dataset: h5py.Dataset, rows: Sequence[Shaped[np.ndarray, "..."]]) -> None:
+    """Store the rows of a field, some megabytes at a time, and read them back."""
+    together = max(1, BYTES_AT_ONCE // max(rows[0].nbytes, 1))
+    for start in range(0, len(rows), together):
+        some = np.stack(rows[start : start + together])
+        dataset[start : start + len(some)] = some
+        if not np.array_equal(_bytes_of(dataset[start : start + len(some)]), _bytes_of(some)):
+            raise ShardError(
+                "READ_BACK",
+                "a compressed sample does not decode to what was given: check this machine's "
+                "memory and its HDF5 library",
+            )
 
 
 def _bytes_of(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, " byte"]:

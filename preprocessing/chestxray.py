@@ -25,7 +25,7 @@ from preprocessing.errors import FileError, LabelError
 from preprocessing.official_split import OFFICIAL
 from preprocessing.pseudonyms import Pseudonyms
 from preprocessing.radiographs import read_grey, resized
-from preprocessing.records import Discovery, Example
+from preprocessing.records import Derivation, Discovery, Example
 from preprocessing.shards import FieldSpec
 
 __all__ = ["CLASSES", "ChestCase", "Options", "Sources", "derive", "discover", "layout"]
@@ -111,7 +111,7 @@ def discover(
     return find_cases(sources.root, pseudonyms=pseudonyms, progress=progress)
 
 
-def derive(case: ChestCase, options: Options) -> tuple[Example, ...]:
+def derive(case: ChestCase, options: Options) -> Derivation:
     """Read one image and resize it with its boxes.
 
     Raises
@@ -131,15 +131,14 @@ def derive(case: ChestCase, options: Options) -> tuple[Example, ...]:
         "boxes": scaled_boxes(case.boxes, options.image_size),
     }
     findings = case.entry.findings
-    return (
-        Example(
-            sample_id=case.case_id,
-            subject_id=case.subject_id,
-            arrays=arrays,
-            label=findings[0] if len(findings) == 1 else -1,
-            provenance=_provenance(case, mode, pixels.shape[0], options),
-        ),
+    example = Example(
+        sample_id=case.case_id,
+        subject_id=case.subject_id,
+        arrays=arrays,
+        label=findings[0] if len(findings) == 1 else -1,
+        provenance=_provenance(case, mode, pixels.shape[0], options),
     )
+    return Derivation(examples=(example,))
 
 
 def _refuse_foreign(pixels: UInt8[np.ndarray, "row column"]) -> None:

@@ -20,7 +20,14 @@ from preprocessing.errors import GeometryError, HeaderError, LabelError
 from preprocessing.intake import Intake, SeriesIntake
 from preprocessing.labels import Table, class_index, read_table
 from preprocessing.pseudonyms import Pseudonyms
-from preprocessing.records import Discovery, Equalized, Example, Exclusion, Volume
+from preprocessing.records import (
+    Derivation,
+    Discovery,
+    Equalized,
+    Example,
+    Exclusion,
+    Volume,
+)
 from preprocessing.shards import FieldSpec
 from preprocessing.truth import load_truth
 
@@ -259,7 +266,7 @@ def excluded(series: SeriesIntake, code: str, detail: str) -> Exclusion:
     )
 
 
-def derive(case: PetCase, options: Options) -> tuple[Example, ...]:
+def derive(case: PetCase, options: Options) -> Derivation:
     """Turn a series into the row of a shard.
 
     Raises
@@ -282,15 +289,14 @@ def derive(case: PetCase, options: Options) -> tuple[Example, ...]:
     arrays = _arrays(volume, picture)
     if case.truth is not None:
         arrays["mask"] = _projected_truth(load_truth(case.truth, volume), volume, picture)
-    return (
-        Example(
-            sample_id=case.case_id,
-            subject_id=case.subject_id,
-            arrays=arrays,
-            label=case.label,
-            provenance=_provenance(case.series, volume, picture, warnings),
-        ),
+    example = Example(
+        sample_id=case.case_id,
+        subject_id=case.subject_id,
+        arrays=arrays,
+        label=case.label,
+        provenance=_provenance(case.series, volume, picture, warnings),
     )
+    return Derivation(examples=(example,))
 
 
 def _checked(volume: Volume, series: SeriesIntake, options: Options) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float32, Float64, Int, Shaped
 from scipy.ndimage import gaussian_filter
 
 from preprocessing.errors import GeometryError
@@ -224,9 +224,24 @@ def _block_means(
     """Average blocks of so many voxels along x, y, z; those that stick out count zeros."""
     sums = picture
     for axis, block in enumerate(reversed(blocks.tolist())):
-        starts = np.arange(0, sums.shape[axis], block)
-        sums = np.add.reduceat(sums, starts, axis=axis, dtype=np.float32)
+        sums = _added(sums, axis, block)
     return sums.astype(np.float64) / float(np.prod(blocks))
+
+
+def _added(
+    values: Shaped[np.ndarray, "z y x"], axis: int, block: int
+) -> Float32[np.ndarray, "a b c"]:
+    """Add blocks along an axis; several times faster than ``reduceat`` along the last one."""
+    along = [slice(None)] * 3
+    shape = list(values.shape)
+    shape[axis] = -(-shape[axis] // block)
+    sums = np.zeros(shape, dtype=np.float32)
+    for first in range(min(block, values.shape[axis])):
+        along[axis] = slice(first, None, block)
+        part = values[tuple(along)]
+        along[axis] = slice(0, part.shape[axis])
+        sums[tuple(along)] += part
+    return sums
 
 
 def _smoothed(brain: _Brain, size: float) -> _Brain:
@@ -271,13 +286,13 @@ def _read(level: _Brain, points: Float64[np.ndarray, "point 3"]) -> Float64[np.n
     x, y, z = (place - cell).T
     flat = level.features.reshape(-1, count)
     first = (cell[:, 2] * height + cell[:, 1]) * width + cell[:, 0]
-    total = np.zeros((len(points), count))
+    corners, weights = [], []
     for up, along_z in ((0, 1 - z), (1, z)):
         for back, along_y in ((0, 1 - y), (1, y)):
             for left, along_x in ((0, 1 - x), (1, x)):
-                weight = along_z * along_y * along_x * inside
-                total += weight[:, None] * flat[first + (up * height + back) * width + left]
-    return total
+                weights.append(along_z * along_y * along_x * inside)
+                corners.append(first + (up * height + back) * width + left)
+    return np.einsum("k p, k p f -> p f", np.array(weights), flat.take(np.array(corners), axis=0))
 
 
 def _residuals(theta: Theta, task: _Task) -> Float64[np.ndarray, "point f"]:

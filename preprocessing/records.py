@@ -157,6 +157,23 @@ class Exclusion:
     files: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derivation:
+    """What one case gives.
+
+    Attributes
+    ----------
+    examples
+        Its rows, at least one.
+    notes
+        Parts of the case that are not among the rows (a slice, a half of one), each with its code;
+        the case's files are accounted for by the case, so ``files`` is 0 in all of them.
+    """
+
+    examples: tuple[Example, ...]
+    notes: tuple[Exclusion, ...] = ()
+
+
 @runtime_checkable
 class Case(Protocol):
     """One unit of work of a data set: picklable, independent of every other case."""

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config import (
     AugmentConfig,
+    Brats18Config,
+    BuildConfig,
+    ChestXray14Config,
     ConfigError,
     DataSummary,
     ExplainConfig,
@@ -16,6 +20,7 @@ from pipelines.config import (
     RunConfig,
     TrainConfig,
 )
+from preprocessing import brats, chestxray, fdg_pet
 
 
 def run_config(**train: object) -> RunConfig:
@@ -116,3 +121,23 @@ def test_a_file_that_is_no_settings_is_refused(tmp_path: Path, text: str, messag
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the settings in none\.yaml"):
         TrainConfig.from_yaml(tmp_path / "none.yaml")
+
+
+class TestDataSets:
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            (FdgPetConfig, fdg_pet.Options),
+            (Brats18Config, brats.Options),
+            (ChestXray14Config, chestxray.Options),
+        ],
+    )
+    def test_settings_are_those_of_the_preprocessing_with_its_defaults(
+        self, kind: type[BuildConfig], options: type
+    ) -> None:
+        own = kind().model_dump(exclude=set(BuildConfig.model_fields))
+        assert options(**own) == options()
+
+    def test_the_published_cut_reads_back(self) -> None:
+        config = Brats18Config(crop="tumour-edge", crossing="label-both", min_half_area=7)
+        assert Brats18Config.of(yaml.safe_load(config.to_yaml())) == config

@@ -1,3 +1,5 @@
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from pipelines import probe as probe_module
 from pipelines.near_duplicates import near_duplicates
 from pipelines.probe import card_section, probe, probe_folder
-from pipelines.probe_features import cell_means, shape_features, silhouette
+from pipelines.probe_features import cell_means, detail, facing_left, shape_features, silhouette
 from pipelines.probe_scores import (
     area_with_interval,
     judged_classes,
@@ -78,7 +81,7 @@ def write_data(
                 arrays["labels"][label] = 1
             rows[split].append(
                 Example(
-                    sample_id=f"s{patient:04d}-{visit}",
+                    sample_id=f"s{patient:04d}-{visit:02d}",
                     subject_id=f"p{patient:04d}",
                     arrays=arrays,
                     label=-1 if label_sets else label,
@@ -196,18 +199,24 @@ def test_few_test_patients_take_turns_with_the_others(tmp_path):
     assert "each tested by a classifier trained on others" in found.sentence
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_taking_turns_does_not_find_what_is_not_there(tmp_path, seed):
-    found = probe(*write_data(tmp_path, patients=40, test_share=0.1, seed=seed), seed=seed)
-    assert found.cross_validated
-    assert found.low is not None
-    assert found.low <= 0.5 <= found.high
+def test_taking_turns_does_not_find_what_is_not_there(tmp_path):
+    inside = 0
+    for seed in range(6):
+        (tmp_path / str(seed)).mkdir()
+        data = write_data(tmp_path / str(seed), patients=48, each=3, test_share=0.1, seed=seed)
+        found = probe(*data, seed=seed)
+        assert found.cross_validated
+        assert not found.above_chance
+        assert found.low is not None
+        inside += found.low <= 0.5 <= found.high
+    assert inside >= 4  # of a 95 % interval
 
 
 def test_too_few_patients_are_said_to_be_too_few(tmp_path):
     found = probe(*write_data(tmp_path, mask=telling_shape, patients=8))
     assert (found.auc, found.low, found.high, found.above_chance) == (None, None, None, False)
     assert "too few patients to know (8 in all)" in found.sentence
+    assert found.summary()["area_under_curve"] is None
     assert found.sentence in card_section(found)
 
 
@@ -256,6 +265,28 @@ def test_a_folder_without_data_set_is_refused(tmp_path):
         probe_folder(tmp_path)
 
 
+def test_reading_may_be_shared_and_the_numbers_stay(tmp_path):
+    out, manifest, samples = write_data(tmp_path, mask=telling_shape, patients=60)
+    counts = []
+
+    def backwards(function, tasks):
+        done = {place: function(task) for place, task in reversed(list(enumerate(tasks)))}
+        counts.append(len(done))
+        return [done[place] for place in sorted(done)]
+
+    assert probe(out, manifest, samples, mapper=backwards) == probe(out, manifest, samples)
+    assert counts[0] > 2
+
+
+def test_the_summary_holds_the_numbers_of_the_card(tmp_path):
+    found = probe(*write_data(tmp_path, mask=telling_shape))
+    summary = json.loads(json.dumps(found.summary()))
+    assert summary["above_chance"]
+    assert summary["area_under_curve"]["value"] == pytest.approx(found.auc, abs=1e-4)
+    assert f"{summary['area_under_curve']['low']:.2f}" in found.sentence
+    assert summary["held_out_patients"] == 48
+
+
 def test_a_missing_shard_is_refused(tmp_path):
     out, manifest, samples = write_data(tmp_path, patients=4)
     (out / samples[0]["shard"]).unlink()
@@ -276,6 +307,27 @@ def test_large_sets_are_probed_on_whole_patients(tmp_path, monkeypatch):
     assert found.above_chance
 
 
+def test_of_patients_with_many_pictures_some_are_looked_at(tmp_path, monkeypatch):
+    out, manifest, samples = write_data(tmp_path, mask=telling_shape, patients=60, each=20)
+    looked_at = []
+    real = probe_module.read_rows
+
+    def noted(out, manifest, chosen, **how):
+        looked_at.extend(chosen)
+        return real(out, manifest, chosen, **how)
+
+    monkeypatch.setattr(probe_module, "read_rows", noted)
+    assert probe(out, manifest, samples).above_chance
+    counts = Counter(sample["subject_id"] for sample in looked_at)
+    assert set(counts.values()) == {16}
+    # Which ones depends on their order within the patient alone.
+    places = {
+        tuple(sorted(s["sample_id"][-2:] for s in looked_at if s["subject_id"] == name))
+        for name in counts
+    }
+    assert len(places) == 1
+
+
 def test_the_card_begins_with_a_warning_where_there_is_a_leak(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -292,8 +344,28 @@ class TestShapes:
     def test_a_box_has_its_own_numbers(self):
         mask = np.zeros((10, 20), dtype=bool)
         mask[2:6, 5:15] = True
-        expected = [0.2, 0.2, 0.6, 0.25, 0.75, 0.4, 0.5, 0.35, 0.475]
+        mask[5, 5] = False
+        box = [0.2, 0.6, 0.25, 0.75, 0.4, 0.5]
+        rows, columns = np.nonzero(mask)
+        centroid = [rows.mean() / 10, columns.mean() / 20]
+        expected = [39 / 200, *box, *centroid, 0.5 / 0.4, 39 / 40]
         np.testing.assert_allclose(shape_features(mask), expected)
+
+    @pytest.mark.parametrize("width", [7, 8])
+    def test_an_outline_and_its_mirror_image_are_one(self, width):
+        mask = np.random.default_rng(width).uniform(size=(6, width)) < 0.3
+        ours, is_right = facing_left(mask)
+        theirs, is_left = facing_left(mask[:, ::-1])
+        np.testing.assert_array_equal(ours, theirs)
+        assert is_right != is_left
+        columns = np.nonzero(ours)[1]
+        assert columns.mean() < (width - 1) / 2
+
+    def test_what_lies_in_the_middle_is_not_mirrored(self):
+        mask = np.zeros((4, 6), dtype=bool)
+        mask[1, 2:4] = True
+        assert not facing_left(mask)[1]
+        assert not facing_left(np.zeros((4, 6), dtype=bool))[1]
 
     def test_an_empty_picture_has_no_shape(self):
         assert not shape_features(np.zeros((8, 8), dtype=bool)).any()
@@ -313,6 +385,38 @@ class TestShapes:
             for c, d in zip(edges[1][:-1], edges[1][1:], strict=True)
         ]
         np.testing.assert_allclose(cell_means(picture, 16), slow, rtol=1e-5)
+
+
+class TestDetail:
+    """What two pictures are compared by."""
+
+    def head(self, seed: int, side: int = 128) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        rows, columns = np.mgrid[:side, :side] / side
+        folds = sum(np.cos(rows * a + columns * b + c) for a, b, c in rng.uniform(-40, 40, (6, 3)))
+        inside = (rows - 0.5) ** 2 + (columns - 0.5) ** 2 < 0.16
+        return np.where(inside, 400 + 60 * folds, 0.0)
+
+    def alike(self, first: np.ndarray, second: np.ndarray) -> float:
+        return float(np.corrcoef(detail(first), detail(second))[0, 1])
+
+    def test_heads_of_one_outline_are_not_alike(self):
+        assert max(self.alike(self.head(i), self.head(i + 1)) for i in range(8)) < 0.6
+
+    def test_noise_and_contrast_leave_a_head_as_it_is(self):
+        head, rng = self.head(0), np.random.default_rng(0)
+        noise = np.where(head > 0, rng.normal(0, 10, head.shape), 0)
+        assert self.alike(head, head + noise) > 0.93
+        assert self.alike(head, 3 * head**1.2) > 0.98
+
+    @pytest.mark.parametrize("picture", [np.zeros((40, 40)), np.ones((40, 40)), np.eye(40)])
+    def test_a_picture_without_detail_has_none(self, picture):
+        assert np.ptp(detail(picture)) == 0
+
+    @pytest.mark.parametrize("shape", [(5, 40), (40, 5), (3, 3)])
+    def test_a_small_picture_has_a_cell_for_each_pixel(self, shape):
+        picture = np.random.default_rng(0).uniform(1, 2, shape)
+        assert len(detail(picture)) == min(shape[0], 32) * min(shape[1], 32)
 
 
 class TestScores:

@@ -21,6 +21,7 @@ from preprocessing.records import Case, Died
 KEY = Pseudonyms(bytes(range(32)))
 SIZE = 96
 SMALL = brats.Options(image_size=SIZE, min_tumour_area=160, min_half_area=80)
+ACCOUNT = ("none", "small", "crossing", "unusable", "used")
 KINDS = ("t1", "t1ce", "t2", "flair", "seg")
 
 
@@ -86,10 +87,14 @@ def turned(path: Path, codes: tuple[str, str, str], target: Path) -> None:
     target.write_bytes(gzip.compress(content) if target.name.lower().endswith("gz") else content)
 
 
+def brats_rows(case: BratsCase, options: brats.Options):
+    return brats.derive(case, options).examples
+
+
 def rows_of(case: BratsCase, options: brats.Options):
     """The rows of a case, or none where its tumour is too small or crosses everywhere."""
     try:
-        return brats.derive(case, options)
+        return brats_rows(case, options)
     except LabelError as error:
         if error.code not in {"NO_LARGE_TUMOUR", "CROSSING_MIDLINE"}:
             raise
@@ -147,28 +152,30 @@ class TestDerive:
         codes = set()
         for case in discovered(heads).cases:
             try:
-                found = brats.derive_with_notes(case, options)
+                found = brats.derive(case, options)
             except PreprocessingError as error:
                 codes.add(error.code)
                 continue
-            assert sum(found.slices.values()) == case.shape[0]
-            crossing = [note for note in found.notes if note.code == "CROSSING_MIDLINE"]
-            assert len(crossing) == found.slices["crossing"]
-            assert len({row.provenance["z"] for row in found.examples}) == found.slices["used"]
-            assert {row.provenance["slices_used"] for row in found.examples} == {
-                found.slices["used"]
+            (account,) = {
+                tuple((name, row.provenance[f"slices_{name}"]) for name in ACCOUNT)
+                for row in found.examples
             }
+            slices = dict(account)
+            assert sum(slices.values()) == case.shape[0]
+            crossing = [note for note in found.notes if note.code == "CROSSING_MIDLINE"]
+            assert len(crossing) == slices["crossing"]
+            assert len({row.provenance["z"] for row in found.examples}) == slices["used"]
             codes |= {note.code for note in found.notes}
             assert all(note.files == 0 for note in found.notes)
             if crop == "tumour-edge":
-                assert found.slices["crossing"] == 0
+                assert slices["crossing"] == 0
         assert ("CROSSING_MIDLINE" in codes) == (crop == "midline")
 
     def test_the_cut_does_not_depend_on_the_tumours_mark(self, one):
-        before = {row.sample_id: row.arrays["cut"] for row in brats.derive(only_case(one), SMALL)}
+        before = {row.sample_id: row.arrays["cut"] for row in brats_rows(only_case(one), SMALL)}
         file = file_of(one, "seg")
         rewritten(file, lambda seg: seg * (np.arange(SIZE) % 3 > 0).astype(np.uint8)[:, None, None])
-        after = brats.derive(only_case(one), brats.Options(image_size=SIZE, min_tumour_area=20))
+        after = brats_rows(only_case(one), brats.Options(image_size=SIZE, min_tumour_area=20))
         shared = [row for row in after if row.sample_id in before]
         assert shared
         for row in shared:
@@ -176,13 +183,13 @@ class TestDerive:
 
     def test_the_slice_affine_leads_to_the_same_place(self, one):
         case = only_case(one)
-        row = brats.derive(case, SMALL)[0]
+        row = brats_rows(case, SMALL)[0]
         z = row.provenance["z"]
         place = np.array(case.affine) @ [30, 40, z, 1]
         np.testing.assert_allclose(row.arrays["slice_affine"] @ [30, 40, 0, 1], place)
 
     def test_normalisation_is_that_of_the_brain_and_leaves_the_background(self, one):
-        row = brats.derive(only_case(one), SMALL)[0]
+        row = brats_rows(only_case(one), SMALL)[0]
         volumes = np.stack(
             [
                 np.asarray(nibabel.load(file_of(one, kind.lower())).dataobj, float)
@@ -211,7 +218,7 @@ class TestDerive:
         assert case.files == 5
         for dtype in ("int16", "float32"):
             options = brats.Options(image_size=SIZE, min_tumour_area=160, dtype=dtype)
-            examples = brats.derive(case, options)
+            examples = brats_rows(case, options)
             layout = brats.layout(image_size=SIZE, dtype=dtype)
             rows = write_case(tmp_path / f"{dtype}.case", examples, layout=layout)
             assert len({row.sample_id for row in rows}) == len(rows)
@@ -221,7 +228,7 @@ class TestDerive:
         rewritten(path, lambda voxels: (voxels / np.float32(3)).astype(np.float32))
         exact = np.asarray(nibabel.load(path).dataobj).transpose(2, 1, 0)
         options = brats.Options(image_size=SIZE, min_tumour_area=160, dtype="float32")
-        rows = brats.derive(only_case(one), options)
+        rows = brats_rows(only_case(one), options)
         first, second = rows[:2]
         union = first.arrays["image"][2] + second.arrays["image"][2]
         np.testing.assert_array_equal(union, exact[first.provenance["z"]])
@@ -230,24 +237,24 @@ class TestDerive:
     def test_digits_that_float32_loses_are_told(self, one):
         rewritten(file_of(one, "t2"), lambda voxels: voxels / 3.0)
         options = brats.Options(image_size=SIZE, min_tumour_area=160, dtype="float32")
-        warned = brats.derive(only_case(one), options)[0].provenance["warnings"]
+        warned = brats_rows(only_case(one), options)[0].provenance["warnings"]
         assert warned == "NII_ROUNDED: T2 has more digits than float32 holds"
 
     @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32, np.uint16])
     def test_whole_numbers_of_any_type_are_stored_as_int16(self, kind, one):
-        before = brats.derive(only_case(one), SMALL)
+        before = brats_rows(only_case(one), SMALL)
         # T1 of phantoms may dip below 0 outside of uint16; the type is what matters here.
         rewritten(file_of(one, "t1"), lambda voxels: np.maximum(voxels, 0).astype(kind))
-        after = brats.derive(only_case(one), SMALL)
+        after = brats_rows(only_case(one), SMALL)
         assert len(after) == len(before)
         for a, b in zip(after, before, strict=True):
             np.testing.assert_array_equal(a.arrays["image"][0], np.maximum(b.arrays["image"][0], 0))
 
     def test_labels_of_every_year(self, one):
-        rows = brats.derive(only_case(one), SMALL)
+        rows = brats_rows(only_case(one), SMALL)
         path = file_of(one, "seg")
         rewritten(path, lambda seg: np.where(seg == 4, 3, seg).astype(np.float64))
-        for a, b in zip(brats.derive(only_case(one), SMALL), rows, strict=True):
+        for a, b in zip(brats_rows(only_case(one), SMALL), rows, strict=True):
             np.testing.assert_array_equal(a.arrays["mask"], b.arrays["mask"])
 
 
@@ -261,8 +268,8 @@ def test_another_order_of_axes_and_other_names_give_the_same_pictures(codes, one
         turned(file_of(one, kind), codes, folder / f"BraTS-GLI-00007-100-{name}{suffix}")
     case = only_case(tmp_path / "later")
     assert case.subject_id == KEY.patient("brats-gli-00007")
-    rows = brats.derive(only_case(one), SMALL)
-    for a, b in zip(brats.derive(case, SMALL), rows, strict=True):
+    rows = brats_rows(only_case(one), SMALL)
+    for a, b in zip(brats_rows(case, SMALL), rows, strict=True):
         assert a.label == b.label
         assert a.provenance["z"] == b.provenance["z"]
         for name in ("image", "mask", "cut", "brain_mean", "brain_sd"):
@@ -366,7 +373,7 @@ class TestRefusals:
 
     def refused(self, root: Path, code: str, match: str, options=SMALL) -> None:
         with pytest.raises(PreprocessingError, match=match) as caught:
-            brats.derive(only_case(root), options)
+            brats_rows(only_case(root), options)
         assert caught.value.code == code
         assert "PHANTOM" not in str(caught.value)
 
@@ -491,7 +498,7 @@ class TestRefusals:
         both = brats.Options(
             crossing="label-both", image_size=SIZE, min_tumour_area=160, min_half_area=80
         )
-        assert {row.label for row in brats.derive(only_case(one), both)} == {1}
+        assert {row.label for row in brats_rows(only_case(one), both)} == {1}
 
 
 class TestReference:
@@ -499,13 +506,13 @@ class TestReference:
         found = discovered(reference_data / "brats_style", brats.Options())
         assert (found.seen, len(found.cases), found.exclusions) == (5, 1, ())
         with pytest.raises(PreprocessingError, match="has 960 pixels") as caught:
-            brats.derive(found.cases[0], brats.Options())
+            brats_rows(found.cases[0], brats.Options())
         assert caught.value.code == "NO_LARGE_TUMOUR"
 
     def test_its_tumour_lies_on_the_patients_right(self, reference_data):
         options = brats.Options(min_tumour_area=300)
         (case,) = discovered(reference_data / "brats_style", options).cases
-        rows = brats.derive(case, options)
+        rows = brats_rows(case, options)
         assert len(rows) > 20
         for row in rows:
             assert row.label == (row.provenance["side"] == "right")

@@ -93,7 +93,7 @@ def derived(folder: Path, size: int = 32) -> list[Example]:
     return [
         example
         for case in find(folder).cases
-        for example in chestxray.derive(case, Options(image_size=size))  # type: ignore[arg-type]
+        for example in chestxray.derive(case, Options(image_size=size)).examples  # type: ignore[arg-type]
     ]
 
 
@@ -428,7 +428,7 @@ class TestDiscover:
         outcomes = []
         for case in found.cases:
             try:
-                outcomes += chestxray.derive(case, Options(image_size=32))  # type: ignore[arg-type]
+                outcomes += chestxray.derive(case, Options(image_size=32)).examples  # type: ignore[arg-type]
             except PreprocessingError as error:
                 outcomes.append(error.code)
         assert len(outcomes) == 2

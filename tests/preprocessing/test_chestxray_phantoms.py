@@ -36,7 +36,7 @@ class TestFiles:
         assert len(found.cases) == len(list((written / "images").iterdir()))
         assert len({case.subject_id for case in found.cases}) == 24
         for case in found.cases:
-            (example,) = chestxray.derive(case, Options(image_size=64))  # type: ignore[arg-type]
+            (example,) = chestxray.derive(case, Options(image_size=64)).examples  # type: ignore[arg-type]
             assert example.provenance["warnings"] == ""
 
     def test_names_rows_and_lists_agree(self, written: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from preprocessing import case_files, shards
 from preprocessing.errors import OutputError, ShardError
-from preprocessing.records import Example
+from preprocessing.records import Example, Exclusion
 from preprocessing.shards import (
     FieldSpec,
     ShardRecord,
@@ -151,7 +151,7 @@ class TestCases:
     def test_rows_come_back(self, tmp_path):
         samples = [example(3), example(4, label=-1)]
         rows = write_case(tmp_path / "a", samples, layout=LAYOUT)
-        assert read_case(tmp_path / "a") == rows
+        assert read_case(tmp_path / "a").rows == rows
         for row, sample in zip(rows, samples, strict=True):
             assert (row.sample_id, row.subject_id, row.label) == (
                 sample.sample_id,
@@ -159,6 +159,23 @@ class TestCases:
                 sample.label,
             )
             assert row.provenance == sample.provenance
+
+    def test_notes_come_back(self, tmp_path):
+        notes = tuple(
+            Exclusion(code="CODE", subject_id="s", where=f"slice {i}", detail="why\n", files=0)
+            for i in range(2)
+        )
+        write_case(tmp_path / "a", [example(1)], layout=LAYOUT, notes=notes)
+        assert read_case(tmp_path / "a").notes == notes
+        write_case(tmp_path / "b", [example(1)], layout=LAYOUT)
+        assert read_case(tmp_path / "b").notes == ()
+
+    def test_a_file_of_an_earlier_version_is_derived_again(self, tmp_path):
+        write_case(tmp_path / "a", [example(1)], layout=LAYOUT)
+        content = (tmp_path / "a").read_bytes()
+        (tmp_path / "a").write_bytes(b"DWCASE1\n" + content[8:])
+        with pytest.raises(ShardError, match="the case is derived anew"):
+            read_case(tmp_path / "a")
 
     def test_digests_tell_contents_apart_and_pictures_together(self, tmp_path):
         first, second = example(1), example(2)
@@ -190,7 +207,7 @@ class TestCases:
                 read_case(path)
             assert caught.value.code == "CASE_CORRUPT"
             path.write_bytes(content)
-        assert len(read_case(path)) == 1
+        assert len(read_case(path).rows) == 1
 
     @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
     def test_a_torn_file_is_seen(self, tmp_path, share):
@@ -467,7 +484,7 @@ def test_kill_9_leaves_only_whole_files_and_the_next_try_ends_with_the_same_byte
         for path in (out / "shards").glob("*"):
             assert file_sha256(path) == expected[path.name]
         for path in (out / ".tmp" / "cases").glob("*.case"):
-            assert len(read_case(path)) == 1
+            assert len(read_case(path).rows) == 1
     assert last == "done\n"
     assert {path.name for path in (out / "shards").iterdir()} == set(expected)
 
