@@ -358,7 +358,7 @@ def train(
 
     options = {"network": network, "variant": variant, "epochs": epochs, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
-    with console.refusals():
+    with console.refusals(onwards="the same command with --resume goes on from here"):
         settings = TrainConfig.of(
             console.settings(config, console.merged(given, console.overrides(set_)))
         )
@@ -407,7 +407,7 @@ def explain(
         console.fail("explain needs either --data or --dicom-dir", console.USAGE)
     options = {"methods": method or None, "split": split, "target": target}
     given = {name: value for name, value in options.items() if value is not None}
-    with console.refusals():
+    with console.refusals(onwards="remove the unfinished --out folder and start again"):
         settings = ExplainConfig.of(
             console.settings(config, console.merged(given, console.overrides(set_)))
         )

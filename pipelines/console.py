@@ -53,8 +53,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turn every refusal into one line and its exit code; SIGTERM interrupts as Ctrl-C does."""
+def refusals(*, onwards: str = "the same command goes on from here") -> Iterator[None]:
+    """Turn every refusal into one line and its exit code; SIGTERM interrupts as Ctrl-C does.
+
+    Parameters
+    ----------
+    onwards
+        How work goes on that was interrupted.
+    """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
@@ -69,7 +75,7 @@ def refusals() -> Iterator[None]:
     except OSError as error:
         fail(f"input or output failed: {error.strerror or error}", DISK)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from here", INTERRUPTED)
+        fail(f"interrupted; {onwards}", INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 

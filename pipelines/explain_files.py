@@ -76,13 +76,14 @@ class Map:
 
 
 def _background(task: Task, scan: Scan) -> tuple[Float[np.ndarray, "row column"], str]:
-    """Return the projection and its unit; else the first channel in the same greys, without one."""
+    """Return the projection and its unit; else the last channel (FLAIR, of brains) as it is."""
     if "suv" in scan.arrays:
         paper = task.config.data.recipe_config.get("suv_formula") == "paper"
         return scan.arrays["suv"].astype(np.float32), "paper" if paper else "SUV"
-    first = scan.arrays["image"][0].astype(np.float32)
-    low, high = float(first.min()), float(first.max())
-    return figures.SUV_BLACK * (first - low) / max(high - low, 1e-6), ""
+    channel = scan.arrays["image"][-1].astype(np.float32)
+    low, high = float(channel.min()), float(channel.max())
+    # Air is black in a radiograph and in magnetic resonance: the figure inverts.
+    return figures.SUV_BLACK * (1 - (channel - low) / max(high - low, 1e-6)), ""
 
 
 def _extent_mm(task: Task, scan: Scan) -> tuple[float, float] | None:

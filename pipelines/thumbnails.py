@@ -189,11 +189,11 @@ def _counts(pixels: Float[np.ndarray, "row column"]) -> Int64[np.ndarray, " bin"
 
 
 def _picture(dataset: h5py.Dataset, row: int) -> Float[np.ndarray, "row column"]:
-    """Read a projection, or the first channel of a picture scaled to the window of a sheet."""
+    """Read a projection, or the last channel (FLAIR, of brains) scaled to the window of a sheet."""
     values = np.asarray(dataset[row], dtype=np.float32)
     if values.ndim == 2:
         return values
-    channel = values[0]
+    channel = values[-1]
     low, high = float(channel.min()), float(channel.max())
     # Pictures without SUV are shown as they are, bright on dark: the sheet inverts.
     return WINDOW_SUV * (1 - (channel - low) / max(high - low, 1e-6))

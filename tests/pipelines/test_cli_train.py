@@ -90,7 +90,7 @@ class TestTrain:
             during.setattr(handlers.Reporter, "__call__", interrupt)
             code, stdout, stderr = call(*words, "--json")
         assert (code, stdout) == (130, "")
-        assert "interrupted" in stderr
+        assert "interrupted; the same command with --resume goes on from here" in stderr
         code, stdout, _ = call(*words, "--json", "--resume")
         assert code == 0
         assert json.loads(stdout) == trained[1]
@@ -140,6 +140,18 @@ class TestExplain:
         count = len(told["probabilities"])
         assert f"{out / 'index.html'}: {count} scans explained by" in stderr
         assert (out / "index.html").is_file()
+
+    def test_interrupted_it_says_how_to_start_again(
+        self, data: Path, trained: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pipelines.explain.explain", interrupt)
+        words = ("--data", data, "--out", tmp_path / "out")
+        code, stdout, stderr = call("explain", "--run", trained[0], *words)
+        assert (code, stdout) == (130, "")
+        assert "interrupted; remove the unfinished --out folder and start again" in stderr
 
     def test_a_new_scan(
         self, small_phantoms: Path, key: Path, trained: tuple, tmp_path: Path
