@@ -1,6 +1,6 @@
 """One file per derived case: compressed chunks that a shard takes over byte for byte.
 
-A worker compresses, the parent only copies. The file is private to a build::
+A worker compresses and inflates again, the parent only copies. The file is private to a build::
 
     magic, 8 bytes
     chunks as HDF5 stores them (shuffled, deflated, checksummed), row by row, fields in name order
@@ -14,15 +14,16 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from preprocessing.atomic_files import atomic_write
+from preprocessing.chunk_filters import stored_chunk, unlike
 from preprocessing.errors import ShardError
 from preprocessing.layout import (
     DIGEST_BYTES,
@@ -38,8 +39,6 @@ from preprocessing.records import Example, Exclusion
 MAGIC = b"DWCASE2\n"
 FOOTER_BYTES = 8 + DIGEST_BYTES
 HASH_SIDE = 8
-BYTES_AT_ONCE = 1 << 22
-"""Of a field's rows that are compressed in one call: each call costs as much as a small row."""
 
 
 class Chunk(NamedTuple):
@@ -114,9 +113,9 @@ def write_case(
     rows = [_row_of(example, arrays) for example, arrays in zip(examples, stored, strict=True)]
     index = json.dumps(
         {
-            "rows": [asdict(row) for row in rows],
+            "rows": [_plain(row) for row in rows],
             "chunks": chunks,
-            "notes": [asdict(note) for note in notes],
+            "notes": [_plain(note) for note in notes],
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -214,41 +213,43 @@ def difference_hash(picture: Shaped[np.ndarray, "row column"]) -> str:
 def _compressed(
     samples: Sequence[Mapping[str, Shaped[np.ndarray, "..."]]], layout: Layout
 ) -> tuple[list[bytes], list[dict[str, Chunk]]]:
-    """Run HDF5's filters in memory; return the chunks and their places in the case file."""
+    """Make HDF5's chunks; return them and their places in the case file."""
     body: list[bytes] = []
     places: list[dict[str, Chunk]] = []
     end = len(MAGIC)
-    # Without a chunk cache, reading back decodes what was stored.
-    with h5py.File(
-        secrets.token_hex(8), "w", driver="core", backing_store=False, rdcc_nbytes=0
-    ) as file:
-        fields = {
-            name: create_field(file, name, spec, rows=len(samples)) for name, spec in layout.items()
-        }
-        for name, dataset in fields.items():
-            _fill(dataset, [arrays[name] for arrays in samples])
-        for row, arrays in enumerate(samples):
-            places.append({})
-            for name, array in arrays.items():
-                mask, content = fields[name].id.read_direct_chunk((row, *(0 for _ in array.shape)))
-                places[-1][name] = Chunk(end, len(content), mask, _blake2b(content).hexdigest())
-                body.append(content)
-                end += len(content)
+    for arrays in samples:
+        places.append({})
+        for name, array in arrays.items():
+            content = stored_chunk(array)
+            places[-1][name] = Chunk(end, len(content), 0, _blake2b(content).hexdigest())
+            body.append(content)
+            end += len(content)
+    if samples:
+        _decode_by_hdf5(body[: len(layout)], samples[0], layout)
     return body, places
 
 
-def _fill(dataset: h5py.Dataset, rows: Sequence[Shaped[np.ndarray, "..."]]) -> None:
-    """Store the rows of a field, some megabytes at a time, and read them back."""
-    together = max(1, BYTES_AT_ONCE // max(rows[0].nbytes, 1))
-    for start in range(0, len(rows), together):
-        some = np.stack(rows[start : start + together])
-        dataset[start : start + len(some)] = some
-        if not np.array_equal(_bytes_of(dataset[start : start + len(some)]), _bytes_of(some)):
-            raise ShardError(
-                "READ_BACK",
-                "a compressed sample does not decode to what was given: check this machine's "
-                "memory and its HDF5 library",
-            )
+def _decode_by_hdf5(
+    chunks: Sequence[bytes], arrays: Mapping[str, Shaped[np.ndarray, "..."]], layout: Layout
+) -> None:
+    """Let HDF5 itself read the first sample of a case: its chunks were made outside HDF5."""
+    with h5py.File(
+        secrets.token_hex(8), "w", driver="core", backing_store=False, rdcc_nbytes=0
+    ) as file:
+        for content, (name, array) in zip(chunks, arrays.items(), strict=True):
+            dataset = create_field(file, name, layout[name], rows=1)
+            dataset.id.write_direct_chunk((0, *(0 for _ in array.shape)), content)
+            try:
+                decoded = np.asarray(dataset[0])
+            except OSError:
+                raise unlike() from None
+            if not np.array_equal(_bytes_of(decoded), _bytes_of(array)):
+                raise unlike()
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """Return the fields of a flat record; ``asdict`` would copy every value."""
+    return {item.name: getattr(record, item.name) for item in fields(record)}
 
 
 def _bytes_of(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, " byte"]:

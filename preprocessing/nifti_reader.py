@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
 from jaxtyping import Float64, Shaped
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
@@ -126,10 +128,10 @@ def _inflated(content: bytes) -> bytes:
     parts: list[bytes] = []
     total = 0
     while content[:2] == GZIP_MAGIC:
-        member = zlib.decompressobj(GZIP_WINDOW)
+        member = isal_zlib.decompressobj(GZIP_WINDOW)
         try:
             parts.append(member.decompress(content, MAX_BYTES - total + 1))
-        except zlib.error:
+        except IsalError:  # pyright: ignore[reportGeneralTypeIssues] - its stub is wrong
             raise _truncated() from None
         total += len(parts[-1])
         if total > MAX_BYTES:
