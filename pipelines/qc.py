@@ -36,6 +36,7 @@ _GAP, _CAPTION, _HEADER, _TITLE_COLUMNS = 10, 34, 34, 3
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _SHORT_ID = 8
+_LONGEST_LABEL = 14
 
 
 def write_all(
@@ -119,9 +120,14 @@ def write_contact_sheet(pictures: Sequence[Thumbnail], path: Path, *, title: str
         canvas.paste(each.picture, middle - each.picture.shape[1] // 2, top)
         below = top + height
         canvas.write(each.sample_id[:_SHORT_ID], middle, below + 5, size=11, align="center")
-        caption = f"{each.label}, {each.split}"
+        caption = f"{_short(each.label)}, {each.split}"
         canvas.write(caption, middle, below + 19, size=11, colour=QUIET, align="center")
     atomic_write(path, canvas.png())
+
+
+def _short(label: str) -> str:
+    fits = len(label) <= _LONGEST_LABEL
+    return label if fits else label[: _LONGEST_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class SuvHistogram:

@@ -160,7 +160,7 @@ def read_rows(task: Task) -> Iterator[Row]:
                 aspect = 1.0 if task.padded else _aspect(fields, row)
             yield Row(
                 sample_id=str(sample["sample_id"]),
-                label=str(sample["label"]) or UNLABELLED,
+                label=str(sample["label"] or sample.get("findings", "")) or UNLABELLED,
                 split=str(sample["split"]),
                 pixels=pixels,
                 aspect=aspect,

@@ -105,6 +105,12 @@ def test_labels_change_the_sheet(tmp_path):
     assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
 
 
+def test_a_long_label_stays_in_its_cell(tmp_path):
+    qc.write_contact_sheet([row(label="x" * 60, value=0.0), row(value=0.0)], tmp_path / "a")
+    qc.write_contact_sheet([row(label="x" * 90, value=0.0), row(value=0.0)], tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("aspect", "size"), [(2.3, (230, 100)), (0.5, (65, 130)), (1.0, (130, 130)), (99.0, (230, 23))]
 )
@@ -160,6 +166,8 @@ def test_rows_come_from_the_shards(tmp_path):
     assert [r.sample_id for r in rows] == ["test0", "test1", "train0", "train1", "train2"]
     assert [float(r.pixels.max()) for r in rows] == [1.0, 2.0, 1.0, 2.0, 3.0]
     assert rows[4].label == "no label"
+    several = [{**sample, "label": "", "findings": "Effusion|Mass"} for sample in samples]
+    assert {r.label for r in read_rows(tmp_path, manifest, several)} == {"Effusion|Mass"}
     assert {r.aspect for r in rows} == {100 * 6.0 / (50 * 3.0)}
     padded = manifest | {"config": {"keep_aspect": True}}
     assert {r.aspect for r in read_rows(tmp_path, padded, samples)} == {1.0}
