@@ -14,6 +14,11 @@ where w is the coarse level's share of the weight. At w = 1/2 the optimal value 
 Renyi divergence of order 1/2 between T and ``tau_coarse``. Any number of nested levels is solved
 the same way, up and down the tree. Everything is computed from logits, in log space.
 
+That is the ``geometric`` mean, which dismisses a cell that either level dismisses. The
+``arithmetic`` one minimises the divergences the other way round, KL(tau || mu): the coarse map is
+(1-w) T + w tau_coarse, the split within a block is the same, and a cell that either level holds
+important stays. The value is then twice a (weighted) Jensen-Shannon divergence.
+
 Axes: b batch, (H, W) fine grid, (h, w) coarse grid, (r, s) one block, so H = h r and W = w s.
 
 References
@@ -21,18 +26,31 @@ References
 Ron, Weiler-Sagie, Hazan, "Consistent attention by dual decomposition", ICML 2022, eq. (4), (5).
 van Erven, Harremoes, "Renyi divergence and Kullback-Leibler divergence", IEEE Trans. Inf. Theory
 60(7), 2014.
+Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory 37(1), 1991.
 """
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models.blocks import block_logsumexp as block_logsumexp
+from models.blocks import (
+    block_reduce,
+    block_split,
+    blocked,
+    check_nested,
+    full_precision,
+    spread,
+    stretched,
+)
+from models.blocks import block_sum as block_sum
 from models.errors import ShapeError
+
+Mean = Literal["geometric", "arithmetic"]
 
 SMALLEST_MASS = 1e-30  # cells below it have no weight in any gradient; dividing by it stays finite
 
@@ -42,6 +60,7 @@ def consistent(
     coarse_logits: Float[Tensor, "#b h w"],
     *,
     weight: float | Float[Tensor, " b"] = 0.5,
+    mean: Mean = "geometric",
 ) -> tuple[Float[Tensor, "b H W"], Float[Tensor, "b h w"]]:
     """Nearest pair of attention maps that agree exactly.
 
@@ -55,6 +74,8 @@ def consistent(
     weight
         Share of the coarse level in the objective, in [0, 1]: 0 keeps the fine map, 1 keeps the
         coarse map, 1/2 is the program of the paper. A tensor gives each sample its own.
+    mean
+        Of the two levels' opinions of a coarse cell; ``geometric`` is the paper's.
 
     Raises
     ------
@@ -64,8 +85,8 @@ def consistent(
         If a number ``weight`` lies outside [0, 1].
     """
     fine, coarse = _checked(fine_logits, coarse_logits)
-    if isinstance(weight, Tensor):
-        log_fine, log_coarse = log_consistent(fine, coarse, weight=weight)
+    if isinstance(weight, Tensor) or mean == "arithmetic":
+        log_fine, log_coarse = log_consistent(fine, coarse, weight=weight, mean=mean)
         return log_fine.exp(), log_coarse.exp()
     return _Consistent.apply(fine, coarse, _share(weight))  # pyright: ignore[reportReturnType]
 
@@ -75,6 +96,7 @@ def log_consistent(
     coarse_logits: Float[Tensor, "#b h w"],
     *,
     weight: float | Float[Tensor, " b"] = 0.5,
+    mean: Mean = "geometric",
 ) -> tuple[Float[Tensor, "b H W"], Float[Tensor, "b h w"]]:
     """Logarithms of ``consistent``'s maps, finite where the maps underflow.
 
@@ -84,10 +106,9 @@ def log_consistent(
         As ``consistent``.
     """
     fine, coarse = _checked(fine_logits, coarse_logits)
-    share = _share(weight)
-    block_logits, log_share = _block_split(fine, coarse.shape[-2:])
-    log_coarse = _log_normalised((1 - share) * block_logits + share * coarse)
-    return log_share + _spread(log_coarse, fine.shape[-2:]), log_coarse
+    block_logits, log_share = block_split(fine, coarse.shape[-2:])
+    log_coarse = _log_mixed(block_logits, coarse, _share(weight), mean)
+    return log_share + spread(log_coarse, fine.shape[-2:]), log_coarse
 
 
 def consistency_value(
@@ -95,12 +116,14 @@ def consistency_value(
     coarse_logits: Float[Tensor, "#b h w"],
     *,
     weight: float | Float[Tensor, " b"] = 0.5,
+    mean: Mean = "geometric",
 ) -> Float[Tensor, " b"]:
     """Least cost at which the two softmaxes can be made to agree, per sample.
 
     R = -2 log sum_i T[i]^(1-w) tau_coarse[i]^w, the optimal value of the program with the weights
     2 (1 - w) and 2 w. Not negative (up to rounding), and 0 just where the maps agree already (for
     w = 0 and 1, always). At w = 1/2 its gradient is ``tau - mu`` in the logits of either level.
+    With the ``arithmetic`` mean m, 2 (1 - w) KL(T || m) + 2 w KL(tau_coarse || m).
 
     Raises
     ------
@@ -109,19 +132,27 @@ def consistency_value(
     """
     fine, coarse = _checked(fine_logits, coarse_logits)
     share = _share(weight)
-    block_logits, _ = _block_split(fine, coarse.shape[-2:])
-    log_block = _log_normalised(block_logits)
-    joint = (1 - share) * log_block + share * _log_normalised(coarse)
+    block_logits, _ = block_split(fine, coarse.shape[-2:])
+    log_block, log_coarse = _log_normalised(block_logits), _log_normalised(coarse)
+    if mean == "arithmetic":
+        mixed = _log_mixed(log_block, log_coarse, share, mean)
+        cost = (1 - share) * log_block.exp() * (log_block - mixed)
+        return 2 * (cost + share * log_coarse.exp() * (log_coarse - mixed)).flatten(1).sum(1)
+    joint = (1 - share) * log_block + share * log_coarse
     return -2 * joint.flatten(1).logsumexp(1)
 
 
 def consistent_chain(
-    logits: Sequence[Float[Tensor, "b _h _w"]], weights: Sequence[float] | None = None
+    logits: Sequence[Float[Tensor, "b _h _w"]],
+    weights: Sequence[float] | None = None,
+    *,
+    mean: Mean = "geometric",
 ) -> list[Float[Tensor, "b _h _w"]]:
     """Nearest attention maps, finest first, each of which is the block sum of the one before.
 
-    Minimises sum_l w_l KL(mu_l || tau_l) over nested grids by one sweep up and one down. Two
-    levels of equal weight are ``consistent``; a single level is its softmax.
+    Minimises sum_l w_l KL(mu_l || tau_l) over nested grids by one sweep up and one down (with the
+    ``arithmetic`` mean, sum_l w_l KL(tau_l || mu_l)). Two levels of equal weight are
+    ``consistent``; a single level is its softmax.
 
     Parameters
     ----------
@@ -137,15 +168,35 @@ def consistent_chain(
     ValueError
         If the weights are not one positive number per level.
     """
-    top, log_shares, _ = _sweep_up(logits, weights)
-    log_maps = [_log_normalised(top)]
-    for log_share in reversed(log_shares):
-        log_maps.append(log_share + _spread(log_maps[-1], log_share.shape[-2:]))
-    return [log_map.exp() for log_map in reversed(log_maps)]
+    top, log_shares, _ = _sweep_up(logits, weights, mean)
+    return [log_map.exp() for log_map in _sweep_down(top, log_shares)]
+
+
+def consistent_maps(
+    maps: Sequence[Float[Tensor, "b _h _w"]],
+    weights: Sequence[float] | None = None,
+    *,
+    mean: Mean = "geometric",
+) -> list[Float[Tensor, "b _h _w"]]:
+    """Nearest maps that agree to maps that were made without regard to each other.
+
+    ``consistent_chain`` after the fact: the explanation by convex optimisation of a model whose
+    own maps need not agree. An empty cell counts as one of mass 1e-30.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        As ``consistent_chain``.
+    """
+    logits = [full_precision(level).clamp_min(SMALLEST_MASS).log() for level in maps]
+    return consistent_chain(logits, weights, mean=mean)
 
 
 def chain_value(
-    logits: Sequence[Float[Tensor, "b _h _w"]], weights: Sequence[float] | None = None
+    logits: Sequence[Float[Tensor, "b _h _w"]],
+    weights: Sequence[float] | None = None,
+    *,
+    mean: Mean = "geometric",
 ) -> Float[Tensor, " b"]:
     """Least cost at which all levels can be made to agree, per sample.
 
@@ -157,37 +208,40 @@ def chain_value(
     ShapeError, ValueError
         As ``consistent_chain``.
     """
-    normalised = [_log_normalised(_full_precision(level)) for level in logits]
-    top, _, total_weight = _sweep_up(normalised, weights)
-    return -total_weight * top.flatten(1).logsumexp(1)
+    normalised = [_log_normalised(full_precision(level)) for level in logits]
+    top, log_shares, total_weight = _sweep_up(normalised, weights, mean)
+    if mean == "geometric":
+        return -total_weight * top.flatten(1).logsumexp(1)
+    shares = _checked_weights(len(logits), weights)
+    log_maps = _sweep_down(top, log_shares)
+    costs = [
+        share * (log_tau.exp() * (log_tau - log_map)).flatten(1).sum(1)
+        for share, log_tau, log_map in zip(shares, normalised, log_maps, strict=True)
+    ]
+    return torch.stack(costs).sum(0)
 
 
-def block_sum(
-    fine: Float[Tensor, "b H W"], grid: tuple[int, int] | torch.Size
+def climbed(
+    below: Float[Tensor, "b h w"],
+    level: Float[Tensor, "b h w"],
+    *,
+    weights: tuple[float, float] = (1.0, 1.0),
+    mean: Mean = "geometric",
 ) -> Float[Tensor, "b h w"]:
-    """Mass of a fine map in each cell of a coarser ``grid`` (rows, columns).
+    """One step up a chain: logits that hold the opinion of a level and of all finer ones.
 
-    Raises
-    ------
-    ShapeError
-        If the grid does not divide the map.
+    Parameters
+    ----------
+    below
+        ``block_logsumexp`` of the finer levels' joint logits, on this level's grid.
+    weights
+        Of the finer levels together, and of this level.
     """
-    _check_nested(fine.shape[-2:], grid)
-    return _block_reduce(fine, grid, torch.add)
-
-
-def block_logsumexp(
-    fine_logits: Float[Tensor, "b H W"], grid: tuple[int, int] | torch.Size
-) -> Float[Tensor, "b h w"]:
-    """Logarithm of the block sums of exp(fine_logits), finite for any finite logits.
-
-    Raises
-    ------
-    ShapeError
-        If the grid does not divide the map.
-    """
-    _check_nested(fine_logits.shape[-2:], grid)
-    return _block_split(_full_precision(fine_logits), grid)[0]
+    level = full_precision(level)
+    share = weights[1] / sum(weights)
+    if mean == "geometric":
+        return (1 - share) * below + share * level
+    return _log_mixed(below, level, share, mean)
 
 
 class _Consistent(torch.autograd.Function):
@@ -207,12 +261,12 @@ class _Consistent(torch.autograd.Function):
     @staticmethod
     def forward(fine: Tensor, coarse: Tensor, share: float) -> tuple[Tensor, Tensor]:
         grid, fine_grid = coarse.shape[-2:], fine.shape[-2:]
-        peak = _block_reduce(fine, grid, torch.maximum)
-        unscaled = _blocked(fine, grid).sub(_stretched(peak, fine_grid)).exp_()
-        total = _block_reduce(unscaled.view_as(fine), grid, torch.add)
+        peak = block_reduce(fine, grid, torch.maximum)
+        unscaled = blocked(fine, grid).sub(stretched(peak, fine_grid)).exp_()
+        total = block_reduce(unscaled.view_as(fine), grid, torch.add)
         mixed = torch.lerp(total.log().add_(peak), coarse, share)
         coarse_map = mixed.flatten(1).softmax(1).view_as(coarse)
-        fine_map = unscaled.mul_(_stretched(coarse_map / total, fine_grid)).view_as(fine)
+        fine_map = unscaled.mul_(stretched(coarse_map / total, fine_grid)).view_as(fine)
         return fine_map, coarse_map
 
     @staticmethod
@@ -225,102 +279,49 @@ class _Consistent(torch.autograd.Function):
         fine_grad, coarse_grad = grads
         fine_map, coarse_map = ctx.saved_tensors
         grid, fine_grid = coarse_map.shape[-2:], fine_map.shape[-2:]
-        block_mean = _block_reduce(fine_map * fine_grad, grid, torch.add)
+        block_mean = block_reduce(fine_map * fine_grad, grid, torch.add)
         block_mean = block_mean / coarse_map.clamp_min(SMALLEST_MASS)
         block_grad = coarse_grad + block_mean
         mean = (coarse_map * block_grad).flatten(1).sum(1)[:, None, None]
         centred = block_grad - mean
         shift = torch.sub((1 - ctx.share) * centred, block_mean)
-        within = _blocked(fine_grad, grid) + _stretched(shift, fine_grid)
+        within = blocked(fine_grad, grid) + stretched(shift, fine_grid)
         return fine_map * within.view_as(fine_map), ctx.share * coarse_map * centred, None
 
 
-class _BlockSplit(torch.autograd.Function):
-    """Log of each block's sum of exponentials, and log of each cell's share of its block.
-
-    The share is computed from differences within the block, so that shares sum to 1 however large
-    the logits are. Gradient: q (G_block - sum of G_share in the block) + G_share, with q the share.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(fine: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        peak = _block_reduce(fine, grid, torch.maximum)
-        shifted = _blocked(fine, grid).sub(_stretched(peak, fine.shape[-2:]))
-        log_total = _block_reduce(shifted.exp().view_as(fine), grid, torch.add).log_()
-        log_share = shifted.sub_(_stretched(log_total, fine.shape[-2:])).view_as(fine)
-        return peak + log_total, log_share
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.grid = inputs[1]
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        block_grad, share_grad = grads
-        (log_share,) = ctx.saved_tensors
-        carried = block_grad - _block_reduce(share_grad, ctx.grid, torch.add)
-        return log_share.exp() * _spread(carried, log_share.shape[-2:]) + share_grad, None
-
-
-def _block_split(fine: Tensor, grid: tuple[int, int] | torch.Size) -> tuple[Tensor, Tensor]:
-    return _BlockSplit.apply(fine, tuple(grid))  # pyright: ignore[reportReturnType]
-
-
 def _sweep_up(
-    logits: Sequence[Tensor], weights: Sequence[float] | None
+    logits: Sequence[Tensor], weights: Sequence[float] | None, mean: Mean
 ) -> tuple[Tensor, list[Tensor], float]:
     """Log score of each top cell's subtree, log shares within blocks per level, total weight."""
     levels, shares = _checked_levels(logits), _checked_weights(len(logits), weights)
     totals = list(accumulate(shares))
     subtree, log_shares = levels[0], []
-    for level, share, below, upto in zip(levels[1:], shares[1:], totals, totals[1:], strict=False):
-        block, log_share = _block_split(subtree, level.shape[-2:])
+    for level, share, below in zip(levels[1:], shares[1:], totals, strict=False):
+        block, log_share = block_split(subtree, level.shape[-2:])
         log_shares.append(log_share)
-        subtree = (share * level + below * block) / upto
+        subtree = climbed(block, level, weights=(below, share), mean=mean)
     return subtree, log_shares, totals[-1]
 
 
-def _blocked(fine: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:
-    """View "b (h r) W" as "b h r W": one row of blocks at a time, columns left contiguous."""
-    batch, height, width = fine.shape
-    return fine.reshape(batch, grid[0], height // grid[0], width)
+def _sweep_down(top: Tensor, log_shares: Sequence[Tensor]) -> list[Tensor]:
+    """Logarithms of the maps, finest first."""
+    log_maps = [_log_normalised(top)]
+    for log_share in reversed(log_shares):
+        log_maps.append(log_share + spread(log_maps[-1], log_share.shape[-2:]))
+    return log_maps[::-1]
 
 
-def _block_reduce(
-    fine: Tensor,
-    grid: tuple[int, int] | torch.Size,
-    combine: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Combine the cells of each block: rows first, because rows are contiguous in memory."""
-    rows = reduce(combine, _blocked(fine, grid).unbind(2))
-    columns = rows.view(*rows.shape[:2], grid[1], rows.shape[2] // grid[1])
-    return reduce(combine, columns.unbind(3))
-
-
-def _stretched(coarse: Tensor, fine_grid: torch.Size) -> Tensor:
-    """Repeat columns to the fine width, "b h 1 W", to broadcast over the rows of a block."""
-    batch, height, width = coarse.shape
-    repeated = coarse.unsqueeze(3).expand(batch, height, width, fine_grid[1] // width)
-    return repeated.reshape(batch, height, 1, fine_grid[1])
-
-
-def _spread(coarse: Tensor, fine_grid: torch.Size) -> Tensor:
-    """Give every fine cell its block's value."""
-    rows = fine_grid[0] // coarse.shape[1]
-    spread = _stretched(coarse, fine_grid).expand(-1, -1, rows, -1)
-    return spread.reshape(coarse.shape[0], *fine_grid)
+def _log_mixed(block: Tensor, coarse: Tensor, share: Any, mean: Mean) -> Tensor:
+    """Logarithm of the two levels' mean, itself a distribution over the coarse cells."""
+    if mean == "geometric":
+        return _log_normalised((1 - share) * block + share * coarse)
+    log_share = torch.as_tensor(share, dtype=block.dtype, device=block.device)
+    finer = torch.log1p(-log_share) + _log_normalised(block)
+    return torch.logaddexp(finer, torch.log(log_share) + _log_normalised(coarse))
 
 
 def _log_normalised(logits: Tensor) -> Tensor:
     return logits.flatten(1).log_softmax(1).view_as(logits)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    """Logits in float32 at least: bfloat16 keeps 8 bits, too few for sums that must agree."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _share(weight: float | Tensor) -> Any:
@@ -334,8 +335,8 @@ def _share(weight: float | Tensor) -> Any:
 
 def _checked(fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     _check_batches(fine, coarse)
-    _check_nested(fine.shape[-2:], coarse.shape[-2:])
-    return _full_precision(fine), _full_precision(coarse)
+    check_nested(fine.shape[-2:], coarse.shape[-2:])
+    return full_precision(fine), full_precision(coarse)
 
 
 def _checked_levels(logits: Sequence[Tensor]) -> list[Tensor]:
@@ -343,8 +344,8 @@ def _checked_levels(logits: Sequence[Tensor]) -> list[Tensor]:
         raise ShapeError("NO_LEVEL", "a chain needs the logits of at least one level, got none")
     for finer, coarser in pairwise(logits):
         _check_batches(finer, coarser)
-        _check_nested(finer.shape[-2:], coarser.shape[-2:])
-    return [_full_precision(level) for level in logits]
+        check_nested(finer.shape[-2:], coarser.shape[-2:])
+    return [full_precision(level) for level in logits]
 
 
 def _checked_weights(levels: int, weights: Sequence[float] | None) -> list[float]:
@@ -363,15 +364,4 @@ def _check_batches(fine: Tensor, coarse: Tensor) -> None:
             "BATCHES_DIFFER",
             f"the finer level has {fine.shape[0]} samples and the coarser {coarse.shape[0]}; "
             "give both levels of the same batch",
-        )
-
-
-def _check_nested(fine: torch.Size, coarse: tuple[int, int] | torch.Size) -> None:
-    if any(size < 1 for size in (*fine, *coarse)) or any(
-        fine_size % size for fine_size, size in zip(fine, coarse, strict=True)
-    ):
-        raise ShapeError(
-            "GRIDS_DO_NOT_NEST",
-            f"a {fine[0]} x {fine[1]} map does not divide into {coarse[0]} x {coarse[1]} blocks; "
-            "each side of the fine map must be a multiple of the coarse map's",
         )

@@ -10,11 +10,13 @@ Ron, Weiler-Sagie, Hazan, "Consistent attention by dual decomposition", ICML 202
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from models.convex import Mean
 
 NORM_FLOOR = 1e-6  # added to squared norms: a cell without features keeps a bounded gradient
 
@@ -26,12 +28,26 @@ class GateOptions:
     Attributes
     ----------
     embedding
-        Widths of the cascaded embeddings of one gate. Empty is one square embedding, as in
-        eq. (1); (1024, 2048) gives the ResNet-50 parameter counts of the paper's Table 3.
+        Widths of the cascaded embeddings of one gate. Empty is square embeddings, as in eq. (1);
+        (1024, 2048) gives the ResNet-50 parameter counts of the paper's Table 3, (512,) with
+        biases those of the released U-Net encoder.
+    cascade
+        How many square embeddings, one or more, where ``embedding`` is empty.
     gate_bias
         Whether the embeddings and the potential have biases (eq. (1) has none).
     weight
-        Share of the coarse level where two levels are made to agree, in [0, 1].
+        Share of the coarse level where two levels are made to agree, in [0, 1]. In a chain each
+        level weighs weight / (1 - weight) times the finer one.
+    mean
+        Of the levels' opinions where they are made to agree: the paper's ``geometric`` one
+        dismisses what either level dismisses, the ``arithmetic`` one keeps what either keeps.
+    witness
+        Of the ``dual`` penalty: one learned number per coarse ``position``, the same for all
+        images, or predicted for each ``image`` from the features of the coarse stage. A predicted
+        one can make the penalty vanish whatever the maps are.
+    detached
+        Where a first look finds the maps: let no gradient through its stages, which makes it the
+        cost of a forward pass.
     rescale
         Multiply features by the map times its number of cells, so that the mean gate is 1. Without
         it, as published, features shrink by the number of cells and the epsilon of the next batch
@@ -42,16 +58,32 @@ class GateOptions:
     """
 
     embedding: Sequence[int] = ()
+    cascade: int = 1
     gate_bias: bool = False
     weight: float = 0.5
+    mean: Mean = "geometric"
+    witness: Literal["position", "image"] = "position"
+    detached: bool = False
     rescale: bool = True
     pool_scale: float = 1 / 32
 
+    def level_weights(self, levels: int) -> list[float]:
+        """Weight of each level in the program that makes them agree, finest first, of mean 1."""
+        ratios = [(1 - self.weight) ** (levels - 1 - i) * self.weight**i for i in range(levels)]
+        return [levels * ratio / sum(ratios) for ratio in ratios]
+
     def gated(
-        self, features: Float[Tensor, "b c h w"], level_map: Float[Tensor, "b h w"]
+        self,
+        features: Float[Tensor, "b c h w"],
+        level_map: Float[Tensor, "b h w"],
+        *,
+        cells: int | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Features times their map, eq. (3)."""
-        scale = level_map[0].numel() if self.rescale else 1
+        """Features times their map, eq. (3).
+
+        ``cells`` is over how many cells the map sums to 1: all of them, if not given.
+        """
+        scale = (cells or level_map[0].numel()) if self.rescale else 1
         return features * (scale * level_map).unsqueeze(1).to(features.dtype)
 
     def pooled(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
@@ -68,7 +100,7 @@ class PotentialGate(nn.Module):
 
     def __init__(self, channels: int, options: GateOptions) -> None:
         super().__init__()
-        widths = (channels, *(options.embedding or (channels,)))
+        widths = (channels, *(options.embedding or (channels,) * options.cascade))
         self.embeddings = nn.ModuleList(
             nn.Conv2d(before, after, kernel_size=1, bias=options.gate_bias)
             for before, after in pairwise(widths)

@@ -1,10 +1,6 @@
 """Networks by name: a trunk from MONAI, attention around it, and a linear head.
 
 Axes: b batch, c channel, h row, w column, k class.
-
-References
-----------
-He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +8,23 @@ from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import Any, final, get_args
 
 from jaxtyping import Float
-from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
-from models.attention import ATTENTIONS, Plan, Variant
+from models import densenet, resnet, unet
+from models.attention import ATTENTIONS, Variant
+from models.convex import Mean
+from models.densenet import densenet_trunk
 from models.errors import NetworkError, ShapeError, unknown
 from models.gates import GateOptions
+from models.gating import Plan
 from models.records import Prediction
+from models.resnet import resnet_trunk
 from models.trunk import Trunk
-
-RESNET_WIDTHS = (64, 128, 256, 512)
-NARROW_WIDTHS = (16, 32, 64, 128)  # for processors: a sixteenth of the arithmetic
-RESNET_STRIDES = MappingProxyType({"stem": 4, "block1": 4, "block2": 8, "block3": 16, "block4": 32})
+from models.unet import unet_trunk
+from models.vit import vit_trunk
 
 
 @final
@@ -104,17 +102,26 @@ def build(
     Raises
     ------
     NetworkError
-        If a name or option is unknown, a count is not positive, or the attention maps of images
-        of this size would not nest.
+        If a name or option is unknown, a count is not positive, the network has no stages that
+        the variant could gate, it cannot take images of this size, or their attention maps would
+        not nest.
     """
     make_trunk = _named("network", network, NETWORKS)
     chosen = _named("variant", variant, ATTENTIONS)
-    gate_options = _gate_options(options)
+    gate_options = _gate_options({**chosen.options, **options})
     _check_at_least(1, in_channels=in_channels)
     _check_at_least(2, classes=classes)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     trunk = make_trunk(in_channels)
     levels = chosen.stages(trunk)
+    if chosen.levels != "none" and not levels:
+        raise NetworkError(
+            "NOTHING_TO_GATE",
+            f"'{network}' has no stages that variant '{variant}' could gate: it attends by itself; "
+            "use variant 'baseline', which reports its own map",
+        )
+    _check_size(trunk, size)
+    _check_chain(gate_options, levels)
     plan = Plan(
         levels=levels,
         map_names=chosen.map_names(trunk),
@@ -127,41 +134,9 @@ def build(
     )
 
 
-def resnet_trunk(
-    in_channels: int,
-    *,
-    block: Literal["basic", "bottleneck"],
-    layers: Sequence[int],
-    widths: Sequence[int] = RESNET_WIDTHS,
-) -> Trunk:
-    """MONAI's two-dimensional ResNet in the geometry of the paper: total stride 32.
-
-    The projection shortcut is used throughout: the padded one is cut off from the gradient.
-    """
-    net = ResNet(
-        block,
-        layers=list(layers),
-        block_inplanes=list(widths),
-        spatial_dims=2,
-        n_input_channels=in_channels,
-        conv1_t_size=7,
-        conv1_t_stride=2,
-        shortcut_type="B",
-        bias_downsample=False,
-        feed_forward=False,
-    )
-    stem = nn.Sequential()
-    for name in ("conv1", "bn1", "act", "maxpool"):
-        stem.add_module(name, net.get_submodule(name))
-    blocks = {f"block{i}": net.get_submodule(f"layer{i}") for i in (1, 2, 3, 4)}
-    expansion = 4 if block == "bottleneck" else 1
-    channels = {f"block{i}": expansion * width for i, width in enumerate(widths, start=1)}
-    return Trunk(
-        {"stem": stem, **blocks},
-        channels={"stem": widths[0], **channels},
-        strides=RESNET_STRIDES,
-        gated=("block2", "block3", "block4"),
-    )
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"mean": get_args(Mean), "witness": ("position", "image")}
+)
 
 
 NETWORKS: Mapping[str, Callable[[int], Trunk]] = MappingProxyType(
@@ -169,11 +144,20 @@ NETWORKS: Mapping[str, Callable[[int], Trunk]] = MappingProxyType(
         "resnet18": partial(resnet_trunk, block="basic", layers=(2, 2, 2, 2)),
         "resnet50": partial(resnet_trunk, block="bottleneck", layers=(3, 4, 6, 3)),
         "resnet10-narrow": partial(
-            resnet_trunk, block="basic", layers=(1, 1, 1, 1), widths=NARROW_WIDTHS
+            resnet_trunk, block="basic", layers=(1, 1, 1, 1), widths=resnet.NARROW_WIDTHS
         ),
         "resnet18-narrow": partial(
-            resnet_trunk, block="basic", layers=(2, 2, 2, 2), widths=NARROW_WIDTHS
+            resnet_trunk, block="basic", layers=(2, 2, 2, 2), widths=resnet.NARROW_WIDTHS
         ),
+        "unet-encoder": unet_trunk,
+        "unet-encoder-narrow": partial(unet_trunk, widths=unet.NARROW_WIDTHS),
+        "densenet121": densenet_trunk,
+        "densenet121-stride16": partial(densenet_trunk, blocks=3),
+        "densenet121-stride8": partial(densenet_trunk, blocks=2),
+        "densenet121-upsampled": partial(densenet_trunk, upsampled=True),
+        "densenet-narrow": partial(densenet_trunk, layers=densenet.NARROW_LAYERS, growth=8),
+        "vit-b16": vit_trunk,
+        "vit-narrow": partial(vit_trunk, width=64, depth=4, heads=4),
     }
 )
 """Name of a network -> its trunk for a number of input channels."""
@@ -190,8 +174,12 @@ def _gate_options(options: Mapping[str, Any]) -> GateOptions:
     for name in options:
         if name not in known:
             raise NetworkError("UNKNOWN_OPTION", unknown("option", name, known))
+        if name in CHOICES and options[name] not in CHOICES[name]:
+            message = unknown(name, str(options[name]), CHOICES[name])
+            raise NetworkError(f"BAD_{name.upper()}", message)
     chosen = GateOptions(**options)
     _check_at_least(1, **{f"embedding[{i}]": width for i, width in enumerate(chosen.embedding)})
+    _check_at_least(1, cascade=chosen.cascade)
     if not 0 <= chosen.weight <= 1:
         raise NetworkError(
             "BAD_WEIGHT",
@@ -204,32 +192,53 @@ def _gate_options(options: Mapping[str, Any]) -> GateOptions:
     return chosen
 
 
+def _check_chain(options: GateOptions, levels: Sequence[str]) -> None:
+    if len(levels) > 2 and options.weight in (0, 1):
+        raise NetworkError(
+            "BAD_WEIGHT",
+            f"weight is {options.weight}; in a chain of {len(levels)} levels it lies between 0 and "
+            "1 and is neither",
+        )
+
+
 def _check_at_least(least: int, **counts: int) -> None:
     for name, count in counts.items():
         if count < least:
             raise NetworkError("BAD_COUNT", f"{name} is {count}; it must be {least} or more")
 
 
+def _check_size(trunk: Trunk, size: tuple[int, ...]) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise NetworkError("BAD_IMAGE_SIZE", f"image size is {size}; give positive rows, columns")
+    if any(side % trunk.multiple for side in size):
+        raise NetworkError(
+            "NO_WHOLE_PATCHES",
+            f"images of {_sizes(size)} pixels do not divide into patches of {trunk.multiple}; "
+            f"{_advice(size, trunk.multiple)}",
+        )
+
+
 def _nested_grids(
     trunk: Trunk, levels: Sequence[str], size: tuple[int, ...]
 ) -> tuple[tuple[int, int], ...]:
-    if len(size) != 2 or min(size) < 1:
-        raise NetworkError("BAD_IMAGE_SIZE", f"image size is {size}; give positive rows, columns")
-    stride = trunk.strides[trunk.names[-1]]
     grids = tuple(trunk.grid(level, (size[0], size[1])) for level in levels)
     for (name, fine), (coarser, coarse) in pairwise(zip(levels, grids, strict=True)):
         if any(f % c for f, c in zip(fine, coarse, strict=True)):
             raise NetworkError(
                 "MAPS_DO_NOT_NEST",
                 f"images of {_sizes(size)} pixels give {_sizes(fine)} cells at {name} and "
-                f"{_sizes(coarse)} at {coarser}, which do not nest; use sides that are "
-                f"multiples of {stride}, the nearest being {_sizes(_nearest(size, stride))}",
+                f"{_sizes(coarse)} at {coarser}, which do not nest; "
+                f"{_advice(size, max(trunk.strides[level] for level in levels))}",
             )
     return grids
 
 
-def _nearest(size: Sequence[int], stride: int) -> list[int]:
-    return [max(stride, stride * round(side / stride)) for side in size]
+def _advice(size: Sequence[int], multiple: int) -> str:
+    """Name the nearest sizes below and above that are multiples."""
+    below = [max(multiple, side // multiple * multiple) for side in size]
+    above = [-(-side // multiple) * multiple for side in size]
+    nearest = " or ".join(dict.fromkeys((_sizes(below), _sizes(above))))
+    return f"use sides that are multiples of {multiple}, the nearest being {nearest}"
 
 
 def _sizes(size: Sequence[int]) -> str:

@@ -31,6 +31,23 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How far one map may be believed, by its own law.
+
+    Attributes
+    ----------
+    word
+        ``sound``: the law holds. ``doubtful``: the map is off by what the reason says. ``refused``:
+        the map must not be shown as an explanation.
+    reason
+        One line for the caption: the law, the figure, and the way out where there is one.
+    """
+
+    word: Literal["sound", "doubtful", "refused"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
     """One explanation per sample.
 
@@ -46,6 +63,10 @@ class Attribution:
         Whether negative values speak against the class.
     residual
         The map's own completeness error per sample, relative; None without such a law.
+    law
+        Which law the residual measures, such as ``completeness``; empty without one.
+    verdicts
+        One per sample; empty where the method was not checked.
     """
 
     values: Float[Tensor, "b h w"]
@@ -53,6 +74,8 @@ class Attribution:
     method: str
     signed: bool
     residual: Float[Tensor, " b"] | None = None
+    law: str = ""
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

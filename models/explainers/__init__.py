@@ -5,11 +5,62 @@ from types import MappingProxyType
 
 from models.explainers.attention_maps import AttentionMaps
 from models.explainers.base import Explainer
+from models.explainers.cam import ClassActivation
+from models.explainers.deeplift import DeepLift
 from models.explainers.gradcam import GradCam
+from models.explainers.gradients import (
+    GradientTimesInput,
+    SimpleGradient,
+    SmoothGrad,
+)
+from models.explainers.integrated import IntegratedGradients
+from models.explainers.moreau import MoreauGrad
+from models.explainers.occlusion import Occlusion
+from models.explainers.projected_maps import ProjectedMaps
+from models.explainers.relevance import LayerwiseRelevance
+from models.explainers.rules import AlphaBeta, Epsilon, Gamma
 
 EXPLAINERS: Mapping[str, Explainer] = MappingProxyType(
-    {"attention": AttentionMaps(), "gradcam": GradCam()}
+    {
+        "attention": AttentionMaps(),
+        "gradcam": GradCam(),
+        "cvx": ProjectedMaps(),
+        "cam": ClassActivation(),
+        "gradient": SimpleGradient(),
+        "gradient-x-input": GradientTimesInput(),
+        "smoothgrad": SmoothGrad(),
+        "integrated-gradients": IntegratedGradients(),
+        "occlusion": Occlusion(),
+        "moreaugrad": MoreauGrad(),
+        "moreaugrad-sparse": MoreauGrad(eta=5e-3),
+        "moreaugrad-group": MoreauGrad(eta=5e-2, patch=14),
+        "deeplift": DeepLift(),
+        "lrp": LayerwiseRelevance(),
+        "lrp-epsilon": LayerwiseRelevance(convolution=Epsilon()),
+        "lrp-gamma": LayerwiseRelevance(dense=Gamma(), rest=Gamma()),
+        "lrp-alpha-beta": LayerwiseRelevance(
+            convolution=AlphaBeta(), dense=AlphaBeta(), rest=AlphaBeta()
+        ),
+    }
 )
 """Name of a method -> the explainer with its defaults; ``GradCam(layer=...)`` has other ones."""
 
-__all__ = ["EXPLAINERS", "AttentionMaps", "Explainer", "GradCam"]
+__all__ = [
+    "EXPLAINERS",
+    "AlphaBeta",
+    "AttentionMaps",
+    "ClassActivation",
+    "DeepLift",
+    "Epsilon",
+    "Explainer",
+    "Gamma",
+    "GradCam",
+    "GradientTimesInput",
+    "IntegratedGradients",
+    "LayerwiseRelevance",
+    "MoreauGrad",
+    "Occlusion",
+    "ProjectedMaps",
+    "SimpleGradient",
+    "SmoothGrad",
+]

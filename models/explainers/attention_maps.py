@@ -10,7 +10,7 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.errors import ExplainerError
 from models.explainers.base import Explainer, check_request
@@ -25,7 +25,7 @@ class AttentionMaps(Explainer):
     """One map per gated level, each summing to 1; not tied to a class, so its target is -1."""
 
     def __call__(
-        self, model: Classifier, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """Explain by the model's own maps, named ``attention-fine``, ``attention-coarse``, ...
 
@@ -35,14 +35,7 @@ class AttentionMaps(Explainer):
             If the model has no attention, and as ``Explainer``.
         """
         check_request(model, images, target)
-        if not model.map_names:
-            raise ExplainerError(
-                "NO_ATTENTION",
-                "the model has no attention maps (variant 'baseline'); explain it by 'gradcam', "
-                "or train a variant with attention",
-            )
-        with evaluating(model), torch.no_grad():
-            maps = model(images).maps
+        names, maps = maps_of(model, images)
         return tuple(
             Attribution(
                 values=values,
@@ -50,5 +43,26 @@ class AttentionMaps(Explainer):
                 method=f"attention-{name}",
                 signed=False,
             )
-            for name, values in zip(model.map_names, maps, strict=True)
+            for name, values in zip(names, maps, strict=True)
         )
+
+
+def maps_of(
+    model: nn.Module, images: Float[Tensor, "b c h w"]
+) -> tuple[tuple[str, ...], tuple[Float[Tensor, "b _h _w"], ...]]:
+    """Names and maps of a model's attention, finest first.
+
+    Raises
+    ------
+    ExplainerError
+        If the model has no attention.
+    """
+    names = model.map_names if isinstance(model, Classifier) else ()
+    if not isinstance(model, Classifier) or not names:
+        raise ExplainerError(
+            "NO_ATTENTION",
+            "the model has no attention maps (variant 'baseline'); explain it by 'gradcam', "
+            "or train a variant with attention",
+        )
+    with evaluating(model), torch.no_grad():
+        return names, model(images).maps

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.errors import ExplainerError, unknown
-from models.explainers.base import Explainer, check_request
+from models.explainers.base import Explainer, check_request, scores_of
 from models.networks import Classifier
 from models.records import Attribution
 from models.scoped import differentiating, evaluating, output_as_leaf
@@ -34,13 +34,13 @@ class GradCam(Explainer):
     ----------
     layer
         Name of a module, as in ``model.named_modules()``, or of a stage of the trunk; empty is the
-        trunk's last stage.
+        trunk's last stage (of a module that is no ``Classifier``, its last part).
     """
 
     layer: str = ""
 
     def __call__(
-        self, model: Classifier, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """One rectified map on the layer's own grid.
 
@@ -54,8 +54,7 @@ class GradCam(Explainer):
         name, layer = _layer(model, self.layer)
         with differentiating(), evaluating(model), output_as_leaf(layer) as leaves:
             images = images.clone() if images.is_inference() else images
-            logits = model(images).logits
-            score = logits.gather(1, target.long()[:, None]).sum()
+            score = scores_of(model, images, target).sum()
             features = _last(name, leaves)
             gradient = _gradient(name, score, features)
         weights = gradient.mean((2, 3), keepdim=True)
@@ -63,13 +62,14 @@ class GradCam(Explainer):
         return (Attribution(values=values.float(), target=target, method="gradcam", signed=False),)
 
 
-def _layer(model: Classifier, name: str) -> tuple[str, nn.Module]:
-    name = name or model.trunk.names[-1]
+def _layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     layers = dict(model.named_modules())
+    stages = model.trunk.names if isinstance(model, Classifier) else tuple(filter(None, layers))
+    name = name or stages[-1]
     for candidate in (name, f"trunk.{name}"):
         if candidate and candidate in layers:
             return candidate, layers[candidate]
-    raise ExplainerError("UNKNOWN_LAYER", unknown("layer", name, model.trunk.names))
+    raise ExplainerError("UNKNOWN_LAYER", unknown("layer", name, stages))
 
 
 def _last(name: str, leaves: list[Tensor]) -> Tensor:

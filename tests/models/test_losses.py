@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.errors import LossError
-from models.losses import classification_loss, consistency_loss, objective
+from models.losses import classification_loss, consistency_loss, multi_label_loss, objective
 from models.records import Prediction
 
 
@@ -88,3 +88,56 @@ def test_class_weights_of_another_number_are_refused():
 def test_negative_alpha_is_refused():
     with pytest.raises(LossError, match=r"alpha is -1\.0; the penalty's weight is 0 or more"):
         objective(prediction(), LABELS, alpha=-1.0)
+
+
+PRESENT = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.uint8])
+def test_binary_cross_entropy_class_by_class(smoothing, kind):
+    made, weights = prediction(), torch.tensor([0.5, 1.0, 4.0])
+    present = PRESENT.to(kind)
+    losses = multi_label_loss(made, present, class_weights=weights, label_smoothing=smoothing)
+    for i, labels in enumerate(PRESENT.tolist()):
+        wanted = 0.0
+        for k, label in enumerate(labels):
+            probability = 1 / (1 + math.exp(-made.logits[i, k].item()))
+            target = (1 - smoothing) * label + smoothing / 2
+            wanted -= weights[k].item() * target * math.log(probability) / 3
+            wanted -= (1 - target) * math.log(1 - probability) / 3
+        assert losses[i].item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_objective_takes_several_labels_per_sample():
+    made, weights = prediction(), torch.tensor([0.1, 1.0, 9.0])
+    whole = objective(made, PRESENT, alpha=2.0, class_weights=weights)
+    terms = multi_label_loss(made, PRESENT, class_weights=weights) + 2.0 * made.penalty
+    torch.testing.assert_close(whole.loss, terms.mean())
+    parts = [
+        objective(
+            Prediction(logits=made.logits[i : i + 1], maps=(), penalty=made.penalty[i : i + 1]),
+            PRESENT[i : i + 1],
+            alpha=2.0,
+            class_weights=weights,
+        ).loss
+        for i in range(5)
+    ]
+    torch.testing.assert_close(whole.loss, torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("label", [-1.0, 0.5, float("nan")])
+def test_labels_that_are_neither_present_nor_absent_are_refused(label):
+    present = PRESENT.float()
+    present[3, 1] = label
+    with pytest.raises(LossError, match=f"a label is {label:g}; where a sample may be of several"):
+        multi_label_loss(prediction(), present)
+
+
+def test_several_labels_of_another_number_are_refused():
+    with pytest.raises(LossError, match="labels are 5 x 2 for 5 samples and 3 classes; give a 0"):
+        multi_label_loss(prediction(), PRESENT[:, :2])
+    with pytest.raises(LossError, match="2 class weights for 3 classes; give one per class"):
+        multi_label_loss(prediction(), PRESENT, class_weights=torch.ones(2))
+    with pytest.raises(LossError, match=r"label_smoothing is 1.0; it lies in \[0, 1\)"):
+        multi_label_loss(prediction(), PRESENT, label_smoothing=1.0)

@@ -113,6 +113,15 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 TERMINATED = ("first-iteration", "statistics", "best-weights", "test-split")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works, also where the suite runs in the background and was told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 class TestASignal:
     @pytest.mark.parametrize(
         ("moment", "number"),

@@ -1,0 +1,363 @@
+"""MoreauGrad: the gradient of a score's Moreau envelope, plain, sparse and group-sparse.
+
+With f the smoothed score and z* = argmin_z f(z) + ||z - x||^2 / (2 rho) + eta * penalty(z - x), the
+map is (x - z*) / rho: the gradient of f at z*, thresholded where eta is positive.
+
+Axes: b batch, c channel, h row, w column.
+
+References
+----------
+Zhang, Farnia, "MoreauGrad: sparse and robust interpretation of neural networks via Moreau
+envelope", ICCV 2023.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.errors import ExplainerError
+from models.explainers.base import (
+    Explainer,
+    Law,
+    batches,
+    check_at_least,
+    check_request,
+    explaining,
+    gradient_of,
+    ranges,
+    relative,
+    scores_of,
+    seeded_noise,
+)
+from models.explainers.proximal import block_threshold, soft_threshold
+from models.records import Attribution, Verdict
+
+FIXED_POINT = Law(
+    name="Moreau fixed point",
+    sound=0.02,
+    refused=0.3,
+    says="between the map and the thresholded gradient at its own proximal point",
+    way_out="raise most_steps or draws, or lower rho",
+)
+
+CG_STEPS = 500
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoreauGrad(Explainer):
+    """Gradient of the Moreau envelope of the target's smoothed logit; signs are the gradient's.
+
+    The proximal point is found by proximal gradient steps from x, which begin at length rho (at
+    which they are the fixed-point iteration) and are halved where they do not come nearer. The map
+    is that of the iterate nearest to the fixed point, so that zeros are exact. Noise is drawn once
+    from the seed, the same for all samples and steps.
+
+    Attributes
+    ----------
+    eta
+        Weight of the sparsity; zero is the plain method. Published: 5e-3, and 5e-2 for groups.
+    patch
+        Side of the square groups in pixels; zero is sparsity pixel by pixel. Published: 14.
+    rho
+        Of the envelope. It is sound below the smoothing noise over the score's steepest slope
+        seen, beyond which the minimiser may not be unique; the verdict says so.
+    spread
+        Standard deviation of the smoothing noise, as a share of the picture's range; zero explains
+        the score as it is.
+    draws
+        Noise pictures.
+    tolerance
+        Relative distance from the fixed point at which a sample is left.
+    most_steps
+        Steps at most.
+    batch_size
+        Pictures in memory at once.
+    """
+
+    eta: float = 0.0
+    patch: int = 0
+    rho: float = 1.0
+    spread: float = 0.1
+    draws: int = 32
+    tolerance: float = 2e-3
+    most_steps: int = 100
+    batch_size: int = 8
+    seed: int = 0
+
+    def __call__(
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
+    ) -> tuple[Attribution, ...]:
+        """One signed map at the picture's own size, summed over channels.
+
+        Raises
+        ------
+        ExplainerError
+            If a setting is out of its range, and as ``Explainer``.
+        """
+        self._check_settings()
+        check_request(model, images, target)
+        with explaining(images, model) as pictures:
+            score = self._smoothed(model, pictures, target)
+            found = self._solve(score, pictures)
+        values = -found.best / self.rho
+        return (
+            Attribution(
+                values=values.sum(1).float(),
+                target=target,
+                method=self._name,
+                signed=True,
+                residual=found.residual.float(),
+                law=FIXED_POINT.name,
+                verdicts=self._verdicts(found, score),
+            ),
+        )
+
+    def derivative(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "b c h w"],
+        target: Int[Tensor, " b"],
+        direction: Float[Tensor, "b c h w"],
+    ) -> Float[Tensor, "b c h w"]:
+        """Change of the map, before channels are summed, along a direction of the picture.
+
+        With H the Hessian of the smoothed score at the proximal point it is (I + rho H)^-1 H times
+        the direction; the sparse map's is the same restricted to the values that are not zero. By
+        conjugate gradients, which need rho times the curvature to stay below 1.
+
+        Raises
+        ------
+        ExplainerError
+            For group sparsity, and as ``__call__``.
+        """
+        self._check_settings()
+        check_request(model, images, target)
+        if self._grouped:
+            raise ExplainerError(
+                "NO_DERIVATIVE",
+                "the derivative is there for the plain and the sparse map, not for groups; set "
+                "patch to 0",
+            )
+        with explaining(images, model) as pictures:
+            score = self._smoothed(model, pictures, target)
+            delta = self._solve(score, pictures).best
+            active = delta != 0 if self.eta else torch.ones_like(delta, dtype=torch.bool)
+
+            def curved(vector: Tensor) -> Tensor:
+                """Apply the Hessian at the proximal point, on the active values."""
+                return active * score.hessian_product(pictures + delta, vector)
+
+            return _conjugate_gradients(lambda v: v + self.rho * curved(v), curved(direction))
+
+    @property
+    def _grouped(self) -> bool:
+        return bool(self.eta and self.patch)
+
+    @property
+    def _name(self) -> str:
+        if not self.eta:
+            return "moreaugrad"
+        return "moreaugrad-group" if self.patch else "moreaugrad-sparse"
+
+    def _check_settings(self) -> None:
+        check_at_least(0, eta=self.eta, patch=self.patch, spread=self.spread)
+        check_at_least(1, draws=self.draws, most_steps=self.most_steps, batch_size=self.batch_size)
+        if not self.rho > 0:
+            raise ExplainerError("BAD_SETTING", f"rho is {self.rho}; it must be above 0")
+
+    def _threshold(self, values: Tensor, threshold: float | Tensor) -> Tensor:
+        if not self.eta:
+            return values
+        if self.patch:
+            return block_threshold(values, threshold, patch=self.patch)
+        return soft_threshold(values, threshold)
+
+    def _smoothed(self, model: nn.Module, images: Tensor, target: Tensor) -> "_Smoothed":
+        if self.spread:
+            drawn = torch.stack(list(seeded_noise(self.draws, images, self.seed)))
+        else:
+            drawn = torch.zeros_like(images[:1])
+        return _Smoothed(
+            model=model,
+            target=target,
+            drawn=drawn,
+            scale=self.spread * ranges(images),
+            batch_size=self.batch_size,
+        )
+
+    def _solve(self, score: "_Smoothed", images: Tensor) -> "_Search":
+        search = _Search.start(images, step=self.rho)
+        for _ in range(self.most_steps):
+            open_ = torch.nonzero(search.residual > self.tolerance)[:, 0]
+            if not len(open_):
+                break
+            delta = search.delta[open_]
+            gradient, steepest = score.gradient(images[open_] + delta, open_)
+            fixed = -self.rho * self._threshold(gradient, self.eta)
+            search.record(open_, fixed, gradient, steepest)
+            steps = search.step[open_][:, None, None, None]
+            moved = delta - steps * (gradient + delta / self.rho)
+            search.delta[open_] = self._threshold(moved, steps * self.eta)
+        return search
+
+    def _verdicts(self, search: "_Search", score: "_Smoothed") -> tuple[Verdict, ...]:
+        verdicts = list(FIXED_POINT.judge(search.residual))
+        bounds = (score.scale.flatten() / search.steepest).tolist()
+        empty = (search.best.flatten(1) == 0).all(dim=1).tolist()
+        for i, verdict in enumerate(verdicts):
+            if self.spread and self.rho >= bounds[i]:
+                said = (
+                    f"rho {self.rho:g} is not below {bounds[i]:.3g}, the noise over the steepest "
+                    "slope seen: the nearest point may not be the only one; lower rho"
+                )
+                verdicts[i] = _doubted(verdict, said)
+            elif not self.spread and self.rho * float(search.curvature[i]) >= 1:
+                said = (
+                    f"rho {self.rho:g} times the curvature seen, {search.curvature[i]:.3g}, is not "
+                    "below 1: the nearest point may not be the only one; lower rho"
+                )
+                verdicts[i] = _doubted(verdict, said)
+            elif self.eta and empty[i]:
+                said = f"eta {self.eta:g} is above every gradient: the map is empty; lower it"
+                verdicts[i] = _doubted(verdict, said)
+        return tuple(verdicts)
+
+
+def _doubted(verdict: Verdict, reason: str) -> Verdict:
+    if verdict.word == "refused":
+        return verdict
+    joined = reason if verdict.word == "sound" else f"{verdict.reason}; {reason}"
+    return Verdict(word="doubtful", reason=joined)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Smoothed:
+    """Mean of a score over noise; samples are named by their number in the batch."""
+
+    model: nn.Module
+    target: Int[Tensor, " b"]
+    drawn: Float[Tensor, "n c h w"]
+    scale: Float[Tensor, "b 1 1 1"]
+    batch_size: int
+
+    def _noisy(self, points: Tensor, samples: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        places = pairs % len(points)
+        chosen = samples[places]
+        return places, points[places] + self.scale[chosen] * self.drawn[pairs // len(points)]
+
+    def gradient(
+        self, points: Float[Tensor, "m c h w"], samples: Int[Tensor, " m"]
+    ) -> tuple[Float[Tensor, "m c h w"], Float[Tensor, " m"]]:
+        """Gradient at each point, and the length of the longest one of a single draw."""
+        mean = torch.zeros_like(points)
+        lengths = points.new_zeros(len(self.drawn) * len(points))
+        for part in batches(len(lengths), self.batch_size):
+            pairs = torch.arange(part.start, part.stop, device=points.device)
+            places, noisy = self._noisy(points, samples, pairs)
+            _, gradient = gradient_of(self.model, noisy, self.target[samples[places]])
+            mean.index_add_(0, places, gradient)
+            lengths[part] = gradient.flatten(1).norm(dim=1)
+        return mean / len(self.drawn), lengths.view(len(self.drawn), -1).amax(0)
+
+    def hessian_product(
+        self, points: Float[Tensor, "m c h w"], vector: Float[Tensor, "m c h w"]
+    ) -> Float[Tensor, "m c h w"]:
+        """Second derivative at each point of the whole batch, times a vector."""
+        product = torch.zeros_like(points)
+        everyone = torch.arange(len(points), device=points.device)
+        for part in batches(len(self.drawn) * len(points), self.batch_size):
+            pairs = torch.arange(part.start, part.stop, device=points.device)
+            places, noisy = self._noisy(points, everyone, pairs)
+            leaf = noisy.detach().requires_grad_()
+            scores = scores_of(self.model, leaf, self.target[places])
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf, create_graph=True)
+            if not gradient.requires_grad:  # the score is linear
+                continue
+            along = (gradient * vector[places]).sum()
+            (second,) = torch.autograd.grad(along, leaf, allow_unused=True)
+            if second is not None:
+                product.index_add_(0, places, second)
+        return product / len(self.drawn)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """Where the search for each sample's proximal point stands; ``delta`` is z - x.
+
+    ``best`` is the iterate nearest to its fixed point, ``residual`` how near, relative.
+    """
+
+    delta: Float[Tensor, "b c h w"]
+    best: Float[Tensor, "b c h w"]
+    residual: Float[Tensor, " b"]
+    last: Float[Tensor, " b"]
+    step: Float[Tensor, " b"]
+    steepest: Float[Tensor, " b"]
+    curvature: Float[Tensor, " b"]
+    before: tuple[Tensor, Tensor]
+
+    @classmethod
+    def start(cls, images: Float[Tensor, "b c h w"], *, step: float) -> "_Search":
+        """At the pictures themselves."""
+        far = torch.full((len(images),), torch.inf).to(images)
+        none = torch.zeros_like(far)
+        return cls(
+            delta=torch.zeros_like(images),
+            best=torch.zeros_like(images),
+            residual=far,
+            last=far.clone(),
+            step=torch.full_like(far, step),
+            steepest=none,
+            curvature=none.clone(),
+            before=(torch.zeros_like(images), torch.zeros_like(images)),
+        )
+
+    def record(self, open_: Tensor, fixed: Tensor, gradient: Tensor, steepest: Tensor) -> None:
+        """Keep the iterates that are nearest so far; halve the steps of those that moved away."""
+        delta = self.delta[open_]
+        moved, turned = (
+            (new - old[open_]).flatten(1).norm(dim=1)
+            for new, old in zip((delta, gradient), self.before, strict=True)
+        )
+        seen = torch.where(moved > 0, turned / moved, torch.zeros_like(moved))
+        self.curvature[open_] = torch.maximum(self.curvature[open_], seen)
+        self.before[0][open_], self.before[1][open_] = delta, gradient
+        apart = (delta - fixed).flatten(1).norm(dim=1)
+        size = torch.maximum(delta.flatten(1).norm(dim=1), fixed.flatten(1).norm(dim=1))
+        residual = relative(apart, size, floor=torch.finfo(size.dtype).tiny)
+        nearer = open_[residual < self.residual[open_]]
+        self.best[nearer] = self.delta[nearer]
+        away = open_[residual >= self.last[open_]]
+        self.step[away] /= 2
+        self.residual[open_] = torch.minimum(self.residual[open_], residual)
+        self.last[open_] = residual
+        self.steepest[open_] = torch.maximum(self.steepest[open_], steepest)
+
+
+def _conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], right: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h w"]:
+    """Solve a symmetric positive definite system for each sample, to the last digits."""
+
+    def dot(one: Tensor, other: Tensor) -> Tensor:
+        return (one * other).sum((1, 2, 3), keepdim=True)
+
+    solution, left = torch.zeros_like(right), right.clone()
+    way, size = left.clone(), dot(left, left)
+    smallest = torch.finfo(right.dtype).tiny
+    enough = torch.finfo(right.dtype).eps ** 2 * size
+    for _ in range(CG_STEPS):
+        if bool((size <= enough).all()):
+            break
+        image = apply(way)
+        step = size / dot(way, image).clamp_min(smallest)
+        step = torch.where(size <= enough, torch.zeros_like(step), step)
+        solution, left = solution + step * way, left - step * image
+        before, size = size, dot(left, left)
+        way = left + size / before.clamp_min(smallest) * way
+    return solution
