@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Shaped
 
 from preprocessing import brats_files, hemispheres, midline
 from preprocessing.brats_files import BratsCase
@@ -154,21 +154,6 @@ def discover(
     return brats_files.find_cases(
         sources.root, pseudonyms=pseudonyms, mapper=mapper, progress=progress
     )
-
-
-def normalised(
-    image: Shaped[np.ndarray, "channel row column"],
-    *,
-    brain_mean: Float32[np.ndarray, " channel"],
-    brain_sd: Float32[np.ndarray, " channel"],
-) -> Float32[np.ndarray, "channel row column"]:
-    """Return z-scores over the brain of the whole volume; the background stays 0.
-
-    This is the normalisation that ``brain_mean`` and ``brain_sd`` of a row are recorded for.
-    """
-    brain = np.any(image != 0, axis=0)
-    scores = (image - brain_mean[:, None, None]) / brain_sd[:, None, None]
-    return np.where(brain, scores, 0).astype(np.float32)
 
 
 def derive(case: BratsCase, options: Options) -> Derivation:

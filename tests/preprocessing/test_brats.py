@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from preprocessing import brats, brats_files
+from preprocessing import brain_scores, brats, brats_files
 from preprocessing.brats_files import MODALITIES, BratsCase, patient_of
 from preprocessing.case_files import write_case
 from preprocessing.errors import FileError, LabelError, PreprocessingError
@@ -201,7 +201,7 @@ class TestDerive:
             assert row.arrays["brain_mean"][channel] == np.float32(volume[brain].mean())
             assert row.arrays["brain_sd"][channel] == np.float32(volume[brain].std())
         image = row.arrays["image"]
-        scores = brats.normalised(
+        scores = brain_scores.normalised(
             image, brain_mean=row.arrays["brain_mean"], brain_sd=row.arrays["brain_sd"]
         )
         background = (image == 0).all(axis=0)
