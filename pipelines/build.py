@@ -202,7 +202,10 @@ def nothing_usable(recipe: Recipe, discovery: Discovery) -> str:
         reasons[item.code] += item.files
     reasons.update(discovery.skipped)
     seen = ", ".join(f"{code} {count}" for code, count in reasons.most_common())
-    return f"none of the {discovery.seen} files can be used ({seen}); {recipe.advice}"
+    commonest = Counter(item.code for item in discovery.exclusions).most_common(1)
+    examples = [item.detail for item in discovery.exclusions if item.code == commonest[0][0]]
+    example = f", for example: {examples[0]}" if examples else ""
+    return f"none of the {discovery.seen} files can be used ({seen}){example}; {recipe.advice}"
 
 
 def _refuse_foreign(out: Path) -> None:
