@@ -402,8 +402,8 @@ class TestNothingUsable:
         (tmp_path / "in" / "x_t1.nii.gz").write_bytes(b"lost")
         found = Sources(root=tmp_path / "in")
         message = (
-            r"none of the 1 files can be used \(NII_MISSING_MODALITY 1\), for example: the case has no T1ce, .*; "
-            "a case needs <case>"
+            r"none of the 1 files can be used \(NII_MISSING_MODALITY 1\), for example: the case has "
+            "no T1ce, .*; a case needs <case>"
         )
         with pytest.raises(DataError, match=message):
             build("brats18", SMALL, found, out=tmp_path / "out", key=KEY)
@@ -411,7 +411,7 @@ class TestNothingUsable:
 
     def test_where_no_slice_has_enough_tumour(self, few: Path, tmp_path: Path) -> None:
         config = SMALL.model_copy(update={"min_tumour_area": 3000})
-        with pytest.raises(DataError, match="NO_LARGE_TUMOUR 30.*--min-tumour-area 3000"):
+        with pytest.raises(DataError, match=r"NO_LARGE_TUMOUR 30.*--min-tumour-area 3000"):
             run(few, tmp_path / "out", config=config)
 
 
