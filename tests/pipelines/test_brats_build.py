@@ -402,8 +402,8 @@ class TestNothingUsable:
         (tmp_path / "in" / "x_t1.nii.gz").write_bytes(b"lost")
         found = Sources(root=tmp_path / "in")
         message = (
-            r"none of the 1 files can be used \(NII_MISSING_MODALITY 1\), for example: the case has "
-            "no T1ce, .*; a case needs <case>"
+            r"none of the 1 files can be used \(NII_MISSING_MODALITY 1\), for example: the case "
+            "has no T1ce, .*; a case needs <case>"
         )
         with pytest.raises(DataError, match=message):
             build("brats18", SMALL, found, out=tmp_path / "out", key=KEY)
