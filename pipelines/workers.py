@@ -115,8 +115,11 @@ class Workers:
         self._seconds = seconds_per_task
         self._pool: ProcessPoolExecutor | None = None
         self._starting: threading.Thread | None = None
+        self._limits: threadpool_limits | None = None
 
     def __enter__(self) -> "Workers":
+        # Matrices here are small: the threads of a linear algebra library would mostly wait.
+        self._limits = threadpool_limits(1)
         if self.count == 1:
             keep_freed_memory()
         elif _may_fork():
@@ -130,6 +133,8 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         self._stop(wait_for_tasks=kind is None)
+        if self._limits is not None:
+            self._limits.restore_original_limits()
 
     def map(
         self,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pipelines import workers
 from pipelines.workers import Workers
@@ -111,6 +111,15 @@ with workers.Workers(3) as pool:
     print(*{*pool.map(test_workers.identity_slowly, range(9), guarded=lambda _: True)}, flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_this_process_uses_one_thread_as_well_and_gets_its_threads_back(count: int) -> None:
+    with threadpool_limits(2):
+        before = threads(0)
+        with Workers(count):
+            assert threads(0) == 1
+        assert threads(0) == before
 
 
 def test_workers_end_with_a_builder_that_is_killed(method) -> None:
