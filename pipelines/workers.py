@@ -39,7 +39,7 @@ TASKS_AHEAD = 2
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def _prepare_worker() -> None:
+def _prepare_worker(method: str) -> None:
     # Interrupts are the parent's business: it stops handing out tasks and lets these finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -48,8 +48,10 @@ def _prepare_worker() -> None:
         MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
     )
     resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
-    # As many processes as processors: threads beside them would only wait for one another.
-    threadpool_limits(1)
+    # As many processes as processors: threads beside them would only wait for one another. A fork
+    # has the limit of its parent; setting it again would start the threads that it forbids.
+    if method != "fork":
+        threadpool_limits(1)
     keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -260,7 +262,9 @@ class Workers:
     def _made(self, method: str) -> ProcessPoolExecutor:
         context = multiprocessing.get_context(method)
         context.set_forkserver_preload(["pipelines.recipes"])
-        return ProcessPoolExecutor(self.count, mp_context=context, initializer=_prepare_worker)
+        return ProcessPoolExecutor(
+            self.count, mp_context=context, initializer=_prepare_worker, initargs=(method,)
+        )
 
     def _running(self) -> ProcessPoolExecutor:
         if not self._up() and self._starting is not None:
