@@ -133,7 +133,8 @@ def _finish_curves(axis: Axes, title: str, *, chance: float | None) -> None:
         axis.set_ylim(0, 1.02)
         if chance is not None:
             axis.axhline(chance, color="#5c6573", linewidth=1, label="chance")
-    axis.legend(loc="upper right")  # searching for the best place takes long
+    # Scores rise and losses fall; searching for the best place takes long.
+    axis.legend(loc="lower right" if title == "score" else "upper right")
 
 
 def confusion(matrix: Int[np.ndarray, "true predicted"], classes: Sequence[str]) -> bytes:
