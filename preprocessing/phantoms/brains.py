@@ -21,7 +21,10 @@ FALX_MM = 2.0
 """A tumour that does not cross stops short of the falx."""
 FALX_HALF_WIDTH_MM = 1.2
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
-CSF, GREY, WHITE = 0, 1, 2
+CSF, GREY, WHITE, GLIOSIS, VESSEL = 0, 1, 2, 3, 4
+GLIOSIS_RADIUS_MM = (2.0, 9.0)
+"""White-matter hyperintensities, from points to confluent patches."""
+VESSEL_RADIUS_MM = (1.5, 4.0)
 
 
 class TissueValues(NamedTuple):
@@ -30,16 +33,18 @@ class TissueValues(NamedTuple):
     csf: float
     grey: float
     white: float
+    gliosis: float
+    vessel: float
     oedema: float
     necrosis: float
     enhancing: float
 
 
 CONTRASTS = {
-    "T1": TissueValues(160, 390, 520, 360, 230, 330),
-    "T1ce": TissueValues(170, 410, 530, 370, 230, 900),
-    "T2": TissueValues(820, 420, 290, 640, 760, 560),
-    "FLAIR": TissueValues(110, 400, 320, 720, 330, 600),
+    "T1": TissueValues(160, 390, 520, 400, 300, 360, 230, 330),
+    "T1ce": TissueValues(170, 410, 530, 410, 900, 370, 230, 900),
+    "T2": TissueValues(820, 420, 290, 620, 200, 640, 760, 560),
+    "FLAIR": TissueValues(110, 400, 320, 700, 250, 720, 330, 600),
 }
 """Skull-stripped 3 T contrasts in arbitrary units, fat and bone absent."""
 
@@ -64,6 +69,9 @@ class Head:
         Centre and half axes of the tumour in head coordinates.
     high_grade
         With necrosis and an enhancing rim.
+    mimics
+        What is bright and no tumour, in either hemisphere: u, v, w, radius in mm, and 0 for a patch
+        of gliosis or 1 for a vessel seen in cross section.
     waves, folds, own_folds
         Wave vectors (u, v, w) per mm and phases: of the tumour's outline, of the folds that both
         hemispheres share, and of those that they do not.
@@ -78,6 +86,7 @@ class Head:
     tumour_mm: Float64[np.ndarray, "3"]
     radii_mm: Float64[np.ndarray, "3"]
     high_grade: bool
+    mimics: Float64[np.ndarray, "mimic 5"]
     waves: Float64[np.ndarray, "wave 4"]
     folds: Float64[np.ndarray, "fold 4"]
     own_folds: Float64[np.ndarray, "own_fold 4"]
@@ -86,8 +95,9 @@ class Head:
 class HeadMap(NamedTuple):
     """A head on a grid of voxels z, y, x.
 
-    ``tissue`` holds ``CSF``, ``GREY`` or ``WHITE`` where there is ``brain``; ``labels`` those of a
-    BraTS segmentation; ``lateral_mm`` the signed distance to the symmetry plane.
+    ``tissue`` holds ``CSF``, ``GREY``, ``WHITE``, ``GLIOSIS`` or ``VESSEL`` where there is
+    ``brain``; ``labels`` those of a BraTS segmentation; ``lateral_mm`` the signed distance to the
+    symmetry plane.
     """
 
     brain: Bool[np.ndarray, "z y x"]
@@ -96,8 +106,15 @@ class HeadMap(NamedTuple):
     lateral_mm: Float32[np.ndarray, "z y x"]
 
 
-def draw_head(*, side: int, crosses: bool, high_grade: bool, rng: np.random.Generator) -> Head:
-    """Draw size, posture, asymmetry and tumour of one patient."""
+def draw_head(
+    *,
+    side: int,
+    crosses: bool,
+    high_grade: bool,
+    rng: np.random.Generator,
+    mimics: float,
+) -> Head:
+    """Draw size, posture, asymmetry, tumour and ``mimics`` (mean number) of one patient."""
     axes = np.array(HALF_AXES_MM) * rng.normal(1.0, 0.03, 3).clip(0.92, 1.08)
     share = LARGEST_SHARE * rng.uniform(0.1, 1.0) ** 1.5
     # The flat base takes a tenth of the ellipsoid.
@@ -117,12 +134,29 @@ def draw_head(*, side: int, crosses: bool, high_grade: bool, rng: np.random.Gene
         waves=_waves(6, 1 / radius, rng),
         folds=_waves(5, 0.28, rng),
         own_folds=_waves(4, 0.28, rng),
+        mimics=_mimics(axes, mimics, rng),
     )
 
 
 def _waves(count: int, per_mm: float, rng: np.random.Generator) -> Float64[np.ndarray, "wave 4"]:
     """Draw wave vectors and phases."""
     return np.column_stack([rng.normal(0, per_mm, (count, 3)), rng.uniform(0, 2 * np.pi, count)])
+
+
+def _mimics(
+    axes: Float64[np.ndarray, "3"], mean: float, rng: np.random.Generator
+) -> Float64[np.ndarray, "mimic 5"]:
+    """Draw gliosis and vessels; their number differs between patients as with age, not by side."""
+    if mean == 0:
+        return np.zeros((0, 5))
+    count = int(rng.poisson(mean * rng.exponential()))
+    kind = (rng.random(count) < 0.4).astype(np.float64)
+    direction = rng.normal(size=(count, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    depth = np.where(kind == 0, rng.uniform(0.25, 0.75, count), rng.uniform(0.5, 0.95, count))
+    low, high = np.where(kind[:, None] == 0, GLIOSIS_RADIUS_MM, VESSEL_RADIUS_MM).T
+    radius = low * (high / low) ** (rng.random(count) ** 2)  # small ones are the most frequent
+    return np.column_stack([direction * depth[:, None] * axes, radius, kind])
 
 
 def _tumour_place(
@@ -161,6 +195,7 @@ def rasterise(
     tissue = np.where(radius < 0.80 + 0.11 * fold, np.uint8(WHITE), np.uint8(GREY))
     tissue[_grey_nuclei(u, v, w)] = GREY
     tissue[_fluid(head, u, v, w, radius) | (radius > 0.985 + 0.03 * fold)] = CSF
+    _put_mimics(tissue, head, u, v, w)
     labels = _tumour(head, u, v, w)
     labels[~brain | (radius > 0.97)] = 0
     return HeadMap(brain=brain, tissue=tissue, labels=labels, lateral_mm=u)
@@ -217,7 +252,7 @@ def _fluid(head: Head, u: Grid3, v: Grid3, w: Grid3, radius: Grid3) -> Bool[np.n
 def _tumour(head: Head, u: Grid3, v: Grid3, w: Grid3) -> UInt8[np.ndarray, "z y x"]:
     """Label a lobed tumour: oedema, and in high grade an enhancing rim around necrosis."""
     labels = np.zeros(u.shape, dtype=np.uint8)
-    box = _box_around(head, u, v, w)
+    box = _box_around(head, head.tumour_mm, 1.5 * float(head.radii_mm.max()), (u, v, w))
     p, q, r = (
         axis[box] - np.float32(centre)
         for axis, centre in zip((u, v, w), head.tumour_mm, strict=True)
@@ -237,18 +272,39 @@ def _tumour(head: Head, u: Grid3, v: Grid3, w: Grid3) -> UInt8[np.ndarray, "z y 
     return labels
 
 
-def _box_around(head: Head, u: Grid3, v: Grid3, w: Grid3) -> tuple[slice, ...]:
-    reach = 1.5 * float(head.radii_mm.max())
-    place = head.rotation.T @ head.tumour_mm  # scanner axes, from the head's centre
-    middle = [axis // 2 for axis in u.shape]
+def _put_mimics(
+    tissue: UInt8[np.ndarray, "z y x"], head: Head, u: Grid3, v: Grid3, w: Grid3
+) -> None:
+    """Write gliosis into white matter, vessels anywhere but into fluid; in place."""
+    for *place, radius, vessel in head.mimics:
+        box = _box_around(head, np.array(place), 1.2 * radius, (u, v, w))
+        apart = sum(
+            (axis[box] - np.float32(centre)) ** 2
+            for axis, centre in zip((u, v, w), place, strict=True)
+        )
+        inside = apart < radius**2
+        inner = tissue[box]
+        if vessel:
+            inner[inside & (inner != CSF)] = VESSEL
+        else:
+            inner[inside & (inner == WHITE)] = GLIOSIS
+
+
+def _box_around(
+    head: Head, centre_mm: Float64[np.ndarray, "3"], reach: float, axes: tuple[Grid3, Grid3, Grid3]
+) -> tuple[slice, ...]:
+    """Voxels within ``reach`` mm of a place in head coordinates, and some around them."""
+    place = head.rotation.T @ centre_mm  # scanner axes, from the head's centre
+    shape = axes[0].shape
+    middle = [count // 2 for count in shape]
     steps = [
-        float(abs(np.linalg.norm([f[tuple(a)] - f[tuple(middle)] for f in (u, v, w)])))
+        float(abs(np.linalg.norm([f[tuple(a)] - f[tuple(middle)] for f in axes])))
         for a in (np.add(middle, unit) for unit in np.eye(3, dtype=int))
     ]
-    origin = head.rotation.T @ [f[tuple(middle)] for f in (u, v, w)]
+    origin = head.rotation.T @ [f[tuple(middle)] for f in axes]
     edges = []
     for axis, (step, centre) in enumerate(zip(steps, (place - origin)[::-1], strict=True)):
         at = middle[axis] + centre / step
         low, high = int(at - reach / step), int(at + reach / step) + 1
-        edges.append(slice(max(low, 0), max(min(high, u.shape[axis]), 0)))
+        edges.append(slice(max(low, 0), max(min(high, shape[axis]), 0)))
     return tuple(edges)

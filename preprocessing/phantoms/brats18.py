@@ -29,6 +29,7 @@ from preprocessing.phantoms.brains import (
     ENHANCING,
     NECROSIS,
     OEDEMA,
+    WHITE,
     Head,
     HeadMap,
     draw_head,
@@ -58,11 +59,19 @@ class Brats18Options:
         Edge of a cubic voxel.
     matrix, slices
         Rows and columns, and number of axial slices.
+    mimics
+        Mean number of patches of gliosis and of bright vessels per head: what a classifier may not
+        take for a tumour. It varies between heads.
+    faintest
+        Contrast of the faintest tumours to white matter, relative to that of the plainest; each
+        patient's lies between it and 1.
     """
 
     spacing_mm: float = 1.0
     matrix: int = 240
     slices: int = 155
+    mimics: float = 60.0
+    faintest: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +175,13 @@ def scan_head(drawn: Drawn, *, seed: int, options: Brats18Options | None = None)
     """Draw one patient and scan them; depends on the arguments only."""
     options = options or Brats18Options()
     rng = np.random.default_rng([seed, _SUBJECT_STREAM, drawn.index])
-    head = draw_head(side=drawn.side, crosses=drawn.crosses, high_grade=drawn.high_grade, rng=rng)
+    head = draw_head(
+        side=drawn.side,
+        crosses=drawn.crosses,
+        high_grade=drawn.high_grade,
+        mimics=options.mimics,
+        rng=rng,
+    )
     step = options.spacing_mm
     z, y, x = (
         (np.arange(count) - (count - 1) / 2) * step
@@ -179,7 +194,7 @@ def scan_head(drawn: Drawn, *, seed: int, options: Brats18Options | None = None)
     return PhantomHead(
         head=head,
         truth=truth,
-        pictures=_pictures(truth, rng),
+        pictures=_pictures(truth, rng, contrast=_contrast(options, rng)),
         affine=affine,
         plane=_plane_in_voxels(head, (z, y, x), step),
     )
@@ -195,17 +210,25 @@ def _plane_in_voxels(
     return (-float(first @ [a, b, c]) / step / a, -float(b / a), -float(c / a))
 
 
-def _pictures(truth: HeadMap, rng: np.random.Generator) -> dict[str, Int16[np.ndarray, "z y x"]]:
+def _contrast(options: Brats18Options, rng: np.random.Generator) -> float:
+    """Of a patient's tumour to white matter, relative to the plainest."""
+    return float(rng.uniform(options.faintest, 1)) if options.faintest < 1 else 1.0
+
+
+def _pictures(
+    truth: HeadMap, rng: np.random.Generator, *, contrast: float
+) -> dict[str, Int16[np.ndarray, "z y x"]]:
     """Give every tissue its contrast, bias field and noise; outside there is nothing."""
     place = np.flatnonzero(truth.brain)
     tissue = truth.tissue.reshape(-1)[place].astype(np.int64)
     lesion = truth.labels.reshape(-1)[place]
-    for label, code in ((OEDEMA, 3), (NECROSIS, 4), (ENHANCING, 5)):
+    for label, code in ((OEDEMA, 5), (NECROSIS, 6), (ENHANCING, 7)):
         tissue[lesion == label] = code
     bias = _bias(truth.brain.shape, rng).reshape(-1)[place]
     pictures = {}
     for name, values in CONTRASTS.items():
         table = np.asarray(values, dtype=np.float32) * np.float32(rng.uniform(0.85, 1.2))
+        table[5:] = table[WHITE] + np.float32(contrast) * (table[5:] - table[WHITE])
         noise = rng.standard_normal(len(place), dtype=np.float32) * (NOISE * table[2])
         flat = np.zeros(truth.brain.size, dtype=np.int16)
         flat[place] = np.rint(table[tissue] * bias + noise)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import OutputError
-from preprocessing.phantoms.brains import LARGEST_SHARE
+from preprocessing.phantoms.brains import CSF, GLIOSIS, LARGEST_SHARE, VESSEL, WHITE
 from preprocessing.phantoms.brats18 import (
     Brats18Options,
     draw_cohort,
@@ -15,6 +16,8 @@ from preprocessing.phantoms.brats18 import (
 )
 
 COARSE = Brats18Options(spacing_mm=2.5, matrix=96, slices=62)
+TINY = Brats18Options(spacing_mm=12.0, matrix=20, slices=13)
+PLAIN = replace(COARSE, mimics=0.0, faintest=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,57 @@ def test_contrasts_are_those_of_the_sequences():
     assert scan.pictures["T1"][rim].mean() < white["T1"]
     for picture in scan.pictures.values():
         assert not picture[~brain].any()
+
+
+def test_mimics_lie_in_healthy_tissue_and_change_no_tumour():
+    seen = {GLIOSIS: 0, VESSEL: 0}
+    for drawn in draw_cohort(6, seed=3):
+        plain = scan_head(drawn, seed=3, options=PLAIN).truth
+        scan = scan_head(drawn, seed=3, options=replace(PLAIN, mimics=80.0))
+        found = scan.truth
+        np.testing.assert_array_equal(found.labels, plain.labels)
+        np.testing.assert_array_equal(found.brain, plain.brain)
+        changed = found.tissue != plain.tissue
+        assert set(np.unique(found.tissue[changed])) <= {GLIOSIS, VESSEL}
+        assert (plain.tissue[found.tissue == GLIOSIS] == WHITE).all()
+        assert (plain.tissue[found.tissue == VESSEL] != CSF).all()
+        for kind in seen:
+            seen[kind] += int((found.tissue == kind).sum())
+        flair, t1ce = scan.pictures["FLAIR"], scan.pictures["T1ce"]
+        healthy = found.brain & (found.labels == 0)
+        white = healthy & (found.tissue == WHITE)
+        for picture, kind in ((flair, GLIOSIS), (t1ce, VESSEL)):
+            here = healthy & (found.tissue == kind)
+            if here.sum() > 20:
+                assert picture[here].mean() > 1.5 * picture[white].mean()
+    assert min(seen.values()) > 50
+
+
+def test_mimics_do_not_tell_the_side_of_the_tumour():
+    with_tumour = [
+        np.sign(place[0]) == scan.head.side
+        for drawn in draw_cohort(30, seed=4)
+        for scan in [scan_head(drawn, seed=4, options=TINY)]
+        for place in scan.head.mimics
+    ]
+    count = len(with_tumour)
+    assert count > 500
+    assert abs(np.mean(with_tumour) - 0.5) < 4 * 0.5 / np.sqrt(count)
+
+
+def test_contrast_of_tumours_lies_between_the_faintest_and_the_plainest():
+    ratios = []
+    for drawn in draw_cohort(12, seed=8):
+        for faintest in (1.0, 0.3):
+            scan = scan_head(drawn, seed=8, options=replace(PLAIN, faintest=faintest))
+            flair, truth = scan.pictures["FLAIR"].astype(float), scan.truth
+            white = truth.brain & (truth.labels == 0) & (truth.tissue == WHITE)
+            ratios.append(flair[truth.labels == 2].mean() / flair[white].mean() - 1)
+    plain, faint = np.array(ratios[::2]), np.array(ratios[1::2])
+    relative = faint / plain  # the coil's field is drawn anew: it moves the ratio a little
+    assert relative.min() > 0.2
+    assert relative.max() < 1.1
+    assert relative.std() > 0.1
 
 
 def test_refusals(tmp_path):
