@@ -8,6 +8,7 @@ References
 Dosovitskiy et al., "An image is worth 16 x 16 words", ICLR 2021.
 """
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -128,15 +129,13 @@ def attention_weights(
 
 def self_attention(
     trunk: Trunk, images: Float[Tensor, "b c h w"]
-) -> list[Float[Tensor, "b a n n"]]:
-    """Attention matrices of every block of a transformer, first block first."""
+) -> Iterator[Float[Tensor, "b a n n"]]:
+    """Attention matrices of every block of a transformer, first block first, one at a time."""
     tokens = trunk.walk(images, upto=trunk.names[0])
-    matrices = []
     for name in trunk.names[1:-1]:
         block = trunk.get_submodule(name)
-        matrices.append(attention_weights(block, tokens))
+        yield attention_weights(block, tokens)
         tokens = block(tokens)
-    return matrices
 
 
 def resampled_positions(

@@ -19,12 +19,15 @@ from models.explainers.occlusion import Occlusion
 from models.explainers.projected_maps import ProjectedMaps
 from models.explainers.relevance import LayerwiseRelevance
 from models.explainers.rules import AlphaBeta, Epsilon, Gamma
+from models.explainers.transformer import AttentionRollout, SelfAttention
 
 EXPLAINERS: Mapping[str, Explainer] = MappingProxyType(
     {
         "attention": AttentionMaps(),
         "gradcam": GradCam(),
         "cvx": ProjectedMaps(),
+        "self-attention": SelfAttention(),
+        "rollout": AttentionRollout(),
         "cam": ClassActivation(),
         "gradient": SimpleGradient(),
         "gradient-x-input": GradientTimesInput(),
@@ -49,6 +52,7 @@ __all__ = [
     "EXPLAINERS",
     "AlphaBeta",
     "AttentionMaps",
+    "AttentionRollout",
     "ClassActivation",
     "DeepLift",
     "Epsilon",
@@ -61,6 +65,7 @@ __all__ = [
     "MoreauGrad",
     "Occlusion",
     "ProjectedMaps",
+    "SelfAttention",
     "SimpleGradient",
     "SmoothGrad",
 ]

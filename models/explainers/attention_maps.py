@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.errors import ExplainerError
-from models.explainers.base import Explainer, check_request
+from models.explainers.base import Explainer
+from models.explainers.laws import MASS, judged, mass_error
 from models.networks import Classifier
 from models.records import Attribution
-from models.scoped import evaluating
 
 
 @final
@@ -24,23 +24,29 @@ from models.scoped import evaluating
 class AttentionMaps(Explainer):
     """One map per gated level, each summing to 1; not tied to a class, so its target is -1."""
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``attention``."""
+        return "attention"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
-        """Explain by the model's own maps, named ``attention-fine``, ``attention-coarse``, ...
+        """Give the model's own maps, named ``attention-fine``, ``attention-coarse``, ...
 
         Raises
         ------
         ExplainerError
-            If the model has no attention, and as ``Explainer``.
+            If the model has no attention.
         """
-        check_request(model, images, target)
         names, maps = maps_of(model, images)
         return tuple(
-            Attribution(
-                values=values,
-                target=torch.full_like(target, -1),
-                method=f"attention-{name}",
+            judged(
+                values,
+                torch.full_like(target, -1),
+                method=f"{self.name}-{name}",
+                law=MASS,
+                residual=mass_error(values),
                 signed=False,
             )
             for name, values in zip(names, maps, strict=True)
@@ -50,7 +56,7 @@ class AttentionMaps(Explainer):
 def maps_of(
     model: nn.Module, images: Float[Tensor, "b c h w"]
 ) -> tuple[tuple[str, ...], tuple[Float[Tensor, "b _h _w"], ...]]:
-    """Names and maps of a model's attention, finest first.
+    """Names and maps of a model's attention, finest first, in evaluation.
 
     Raises
     ------
@@ -64,5 +70,5 @@ def maps_of(
             "the model has no attention maps (variant 'baseline'); explain it by 'gradcam', "
             "or train a variant with attention",
         )
-    with evaluating(model), torch.no_grad():
+    with torch.no_grad():
         return names, model(images).maps

@@ -23,16 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 
-from models.explainers.base import (
-    Explainer,
-    Law,
-    batches,
-    check_at_least,
-    check_request,
-    explaining,
-    relative,
-    select,
-)
+from models.explainers.base import Explainer
+from models.explainers.laws import Law, judged, relative
 from models.explainers.propagation import (
     BILINEAR,
     ELEMENTWISE,
@@ -43,6 +35,7 @@ from models.explainers.propagation import (
     sources,
     transposed,
 )
+from models.explainers.scoring import select
 from models.explainers.tracing import Program, aten, trace
 from models.records import Attribution
 
@@ -67,13 +60,18 @@ class DeepLift(Explainer):
     baseline
         Value of the baseline picture everywhere, in the units of the images.
     batch_size
-        Pictures in memory at once; all steps of the network are kept, twice.
+        Pictures at once; all steps of the network are kept, twice.
     """
 
     baseline: float = 0.0
     batch_size: int = 8
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``deeplift``."""
+        return "deeplift"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """One signed map at the picture's own size.
@@ -81,30 +79,8 @@ class DeepLift(Explainer):
         Raises
         ------
         ExplainerError
-            If the model cannot be rewritten as operations, and as ``Explainer``.
+            If the model cannot be rewritten as operations.
         """
-        check_at_least(1, batch_size=self.batch_size)
-        check_request(model, images, target)
-        with explaining(images, model) as pictures:
-            values = torch.zeros_like(pictures[:, 0])
-            residual = pictures.new_zeros(len(pictures))
-            for part in batches(len(pictures), self.batch_size):
-                values[part], residual[part] = self._explain(model, pictures[part], target[part])
-        return (
-            Attribution(
-                values=values.float(),
-                target=target,
-                method="deeplift",
-                signed=True,
-                residual=residual.float(),
-                law=COMPLETENESS.name,
-                verdicts=COMPLETENESS.judge(residual),
-            ),
-        )
-
-    def _explain(
-        self, model: nn.Module, images: Tensor, target: Tensor
-    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
         program = trace(model, images)
         baseline = torch.full_like(images, self.baseline)
         with torch.no_grad():
@@ -114,7 +90,8 @@ class DeepLift(Explainer):
         start.scatter_(1, target.long()[:, None], 1.0)
         multipliers = pull_back(program, start, pair.rule, like=images)
         values = (multipliers * (images - baseline)).sum(1)
-        return values, relative(values.sum((1, 2)) - (now - before), now - before)
+        residual = relative(values.sum((1, 2)) - (now - before), now - before)
+        return (judged(values, target, method=self.name, law=COMPLETENESS, residual=residual),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

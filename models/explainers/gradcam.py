@@ -14,10 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.errors import ExplainerError, unknown
-from models.explainers.base import Explainer, check_request, scores_of
+from models.explainers.base import Explainer
+from models.explainers.scoring import scores_of
+from models.explainers.transformer import is_transformer
 from models.networks import Classifier
 from models.records import Attribution
-from models.scoped import differentiating, evaluating, output_as_leaf
+from models.scoped import output_as_leaf
+from models.vit import PATCH
 
 
 @final
@@ -34,12 +37,19 @@ class GradCam(Explainer):
     ----------
     layer
         Name of a module, as in ``model.named_modules()``, or of a stage of the trunk; empty is the
-        trunk's last stage (of a module that is no ``Classifier``, its last part).
+        trunk's last stage that has a map (of a module that is no ``Classifier``, its last part).
+        Of a transformer the patches' tokens are the cells; behind its last block no patch has any
+        part in the prediction.
     """
 
     layer: str = ""
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``gradcam``."""
+        return "gradcam"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """One rectified map on the layer's own grid.
@@ -48,24 +58,23 @@ class GradCam(Explainer):
         ------
         ExplainerError
             If there is no such layer, it does not give "b c h w" features, or it has no part in the
-            prediction, and as ``Explainer``.
+            prediction.
         """
-        check_request(model, images, target)
         name, layer = _layer(model, self.layer)
-        with differentiating(), evaluating(model), output_as_leaf(layer) as leaves:
-            images = images.clone() if images.is_inference() else images
+        with output_as_leaf(layer) as leaves:
             score = scores_of(model, images, target).sum()
-            features = _last(name, leaves)
-            gradient = _gradient(name, score, features)
-        weights = gradient.mean((2, 3), keepdim=True)
+            found = _last(name, leaves)
+            gradient = _gradient(name, score, found)
+        features, slopes = (_cells(name, model, images, part) for part in (found, gradient))
+        weights = slopes.mean((2, 3), keepdim=True)
         values = (weights * features.detach()).sum(1).relu()
-        return (Attribution(values=values.float(), target=target, method="gradcam", signed=False),)
+        return (Attribution(values=values.float(), target=target, method=self.name, signed=False),)
 
 
 def _layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     layers = dict(model.named_modules())
     stages = model.trunk.names if isinstance(model, Classifier) else tuple(filter(None, layers))
-    name = name or stages[-1]
+    name = name or stages[-3 if is_transformer(model) else -1]
     for candidate in (name, f"trunk.{name}"):
         if candidate and candidate in layers:
             return candidate, layers[candidate]
@@ -73,14 +82,29 @@ def _layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 def _last(name: str, leaves: list[Tensor]) -> Tensor:
-    if not leaves or leaves[-1].ndim != 4:
-        seen = f"gives {leaves[-1].ndim} axes" if leaves else "gives no tensor"
-        raise ExplainerError(
-            "LAYER_WITHOUT_MAP",
-            f"layer '{name}' {seen}; GradCAM needs features with the axes batch, channel, row, "
-            "column, such as a stage of the trunk",
-        )
+    if not leaves:
+        raise _without_map(name, "gives no tensor")
     return leaves[-1]
+
+
+def _cells(
+    name: str, model: nn.Module, images: Tensor, features: Tensor
+) -> Float[Tensor, "b d _h _w"]:
+    """Features as a map; of a transformer's tokens those of the patches."""
+    if features.ndim == 4:
+        return features
+    grid = images.shape[2] // PATCH, images.shape[3] // PATCH
+    if not is_transformer(model) or features.shape[1:-1] != (1 + grid[0] * grid[1],):
+        raise _without_map(name, f"gives {features.ndim} axes")
+    return features[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def _without_map(name: str, seen: str) -> ExplainerError:
+    return ExplainerError(
+        "LAYER_WITHOUT_MAP",
+        f"layer '{name}' {seen}; GradCAM needs features with the axes batch, channel, row, "
+        "column, such as a stage of the trunk",
+    )
 
 
 def _gradient(name: str, score: Tensor, features: Tensor) -> Tensor:

@@ -11,26 +11,19 @@ Shrikumar, Greenside, Shcherbina, Kundaje, "Not just a black box", 2016 (gradien
 Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.explainers.base import (
-    Explainer,
-    Law,
-    check_at_least,
-    check_request,
-    explaining,
-    gradient_of,
-    ranges,
-    relative,
-    scores_of,
-    seeded_noise,
-)
+from models.explainers.base import Explainer
+from models.explainers.laws import Law, judged, relative
+from models.explainers.noise import noisy_copies, ranges, seeded_noise
+from models.explainers.scoring import gradient_of, scores_of
 from models.records import Attribution
 
 SLOPE = Law(
@@ -69,15 +62,19 @@ class SimpleGradient(Explainer):
 
     step: float = 1e-3
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``gradient``."""
+        return "gradient"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
-        """One signed map at the picture's own size; raises as ``Explainer``."""
-        check_request(model, images, target)
-        with explaining(images, model) as pictures:
-            _, gradient = gradient_of(model, pictures, target)
-            residual = self._slope_error(model, pictures, target, gradient)
-        return (_signed(gradient, target, "gradient", residual, SLOPE),)
+        """One signed map at the picture's own size."""
+        _, gradient = gradient_of(model, images, target)
+        residual = self._slope_error(model, images, target, gradient)
+        values = gradient.sum(1)
+        return (judged(values, target, method=self.name, law=SLOPE, residual=residual),)
 
     def _slope_error(
         self, model: nn.Module, images: Tensor, target: Tensor, gradient: Tensor
@@ -97,18 +94,21 @@ class SimpleGradient(Explainer):
 class GradientTimesInput(Explainer):
     """Gradient times picture; complete just for networks that scale with their input."""
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``gradient-x-input``."""
+        return "gradient-x-input"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
-        """One signed map at the picture's own size; raises as ``Explainer``."""
-        check_request(model, images, target)
-        with explaining(images, model) as pictures:
-            scores, gradient = gradient_of(model, pictures, target)
-            with torch.no_grad():
-                change = scores - scores_of(model, torch.zeros_like(pictures), target)
-        values = gradient * pictures
-        residual = relative(values.sum((1, 2, 3)) - change, change)
-        return (_signed(values, target, "gradient-x-input", residual, HOMOGENEITY),)
+        """One signed map at the picture's own size."""
+        scores, gradient = gradient_of(model, images, target)
+        with torch.no_grad():
+            change = scores - scores_of(model, torch.zeros_like(images), target)
+        values = (gradient * images).sum(1)
+        residual = relative(values.sum((1, 2)) - change, change)
+        return (judged(values, target, method=self.name, law=HOMOGENEITY, residual=residual),)
 
 
 @final
@@ -125,66 +125,37 @@ class SmoothGrad(Explainer):
         Noisy copies of each picture.
     spread
         Standard deviation of the noise, as a share of the picture's range.
-    batch_size
-        Copies in memory at once.
     """
 
+    least: ClassVar[Mapping[str, int | float]] = MappingProxyType({"draws": 2, "spread": 0})
     draws: int = 32
     spread: float = 0.15
     seed: int = 0
     batch_size: int = 32
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``smoothgrad``."""
+        return "smoothgrad"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
-        """One signed map at the picture's own size; raises as ``Explainer``."""
-        check_at_least(2, draws=self.draws)
-        check_at_least(1, batch_size=self.batch_size)
-        check_at_least(0, spread=self.spread)
-        check_request(model, images, target)
-        with explaining(images, model) as pictures:
-            halves = torch.zeros((2, *pictures.shape)).to(pictures)
-            for draws, samples, noisy in self._copies(pictures):
-                _, gradient = gradient_of(model, noisy, target[samples])
-                halves.index_put_((draws % 2, samples), gradient, accumulate=True)
+        """One signed map at the picture's own size."""
+        halves = torch.zeros((2, *images.shape)).to(images)
+        copies = noisy_copies(
+            images,
+            seeded_noise(self.draws, images, self.seed),
+            draws=self.draws,
+            scale=self.spread * ranges(images),
+            batch_size=self.batch_size,
+        )
+        for draws, samples, noisy in copies:
+            _, gradient = gradient_of(model, noisy, target[samples])
+            halves.index_put_((draws % 2, samples), gradient, accumulate=True)
         counts = torch.tensor([(self.draws + 1) // 2, self.draws // 2]).to(halves)
         mean = halves.sum(0) / self.draws
         apart = (halves[0] / counts[0] - halves[1] / counts[1]).flatten(1).norm(dim=1) / 2
         residual = relative(apart, mean.flatten(1).norm(dim=1))
-        return (_signed(mean, target, "smoothgrad", residual, REPEATABILITY),)
-
-    def _copies(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Draw and sample numbers of the noisy copies, and the copies, in batches."""
-        scale = self.spread * ranges(images)
-        waiting: list[tuple[int, int, Tensor]] = []
-        for draw, noise in enumerate(seeded_noise(self.draws, images, self.seed)):
-            for sample in range(len(images)):
-                waiting.append((draw, sample, images[sample] + scale[sample] * noise))
-                last = draw == self.draws - 1 and sample == len(images) - 1
-                if len(waiting) == self.batch_size or last:
-                    draws, samples, copies = zip(*waiting, strict=True)
-                    device = images.device
-                    yield (
-                        torch.tensor(draws, device=device),
-                        torch.tensor(samples, device=device),
-                        torch.stack(copies),
-                    )
-                    waiting.clear()
-
-
-def _signed(
-    values: Float[Tensor, "b c h w"],
-    target: Int[Tensor, " b"],
-    method: str,
-    residual: Float[Tensor, " b"],
-    law: Law,
-) -> Attribution:
-    return Attribution(
-        values=values.sum(1).float(),
-        target=target,
-        method=method,
-        signed=True,
-        residual=residual.float(),
-        law=law.name,
-        verdicts=law.judge(residual),
-    )
+        values = mean.sum(1)
+        return (judged(values, target, method=self.name, law=REPEATABILITY, residual=residual),)

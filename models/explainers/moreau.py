@@ -11,29 +11,21 @@ Zhang, Farnia, "MoreauGrad: sparse and robust interpretation of neural networks 
 envelope", ICCV 2023.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.errors import ExplainerError
-from models.explainers.base import (
-    Explainer,
-    Law,
-    batches,
-    check_at_least,
-    check_request,
-    explaining,
-    gradient_of,
-    ranges,
-    relative,
-    scores_of,
-    seeded_noise,
-)
+from models.explainers.base import Explainer
+from models.explainers.laws import Law, judged, relative
+from models.explainers.noise import noisy_copies, ranges, seeded_noise
 from models.explainers.proximal import block_threshold, soft_threshold
+from models.explainers.scoring import check_request, explaining, gradient_of, scores_of
 from models.records import Attribution, Verdict
 
 FIXED_POINT = Law(
@@ -45,6 +37,8 @@ FIXED_POINT = Law(
 )
 
 CG_STEPS = 500
+KEPT_NOISE = 64  # pictures; more are drawn anew at every step, so that draws do not cost memory
+SMALLEST_RHO = 1e-9
 
 
 @final
@@ -76,9 +70,13 @@ class MoreauGrad(Explainer):
     most_steps
         Steps at most.
     batch_size
-        Pictures in memory at once.
+        Noisy copies that the model sees at once. A GPU is filled by all copies of all pictures,
+        ``draws`` times as many as pictures; a processor gains nothing from more than a few.
     """
 
+    least: ClassVar[Mapping[str, int | float]] = MappingProxyType(
+        {"eta": 0, "patch": 0, "spread": 0, "draws": 1, "most_steps": 1, "rho": SMALLEST_RHO}
+    )
     eta: float = 0.0
     patch: int = 0
     rho: float = 1.0
@@ -89,30 +87,27 @@ class MoreauGrad(Explainer):
     batch_size: int = 8
     seed: int = 0
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``moreaugrad``, ``moreaugrad-sparse`` or ``moreaugrad-group``."""
+        if not self.eta:
+            return "moreaugrad"
+        return "moreaugrad-group" if self.patch else "moreaugrad-sparse"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
-        """One signed map at the picture's own size, summed over channels.
-
-        Raises
-        ------
-        ExplainerError
-            If a setting is out of its range, and as ``Explainer``.
-        """
-        self._check_settings()
-        check_request(model, images, target)
-        with explaining(images, model) as pictures:
-            score = self._smoothed(model, pictures, target)
-            found = self._solve(score, pictures)
+        """One signed map at the picture's own size, summed over channels."""
+        score = self._smoothed(model, images, target)
+        found = self._solve(score, images)
         values = -found.best / self.rho
         return (
-            Attribution(
-                values=values.sum(1).float(),
-                target=target,
-                method=self._name,
-                signed=True,
-                residual=found.residual.float(),
-                law=FIXED_POINT.name,
+            judged(
+                values.sum(1),
+                target,
+                method=self.name,
+                law=FIXED_POINT,
+                residual=found.residual,
                 verdicts=self._verdicts(found, score),
             ),
         )
@@ -135,7 +130,6 @@ class MoreauGrad(Explainer):
         ExplainerError
             For group sparsity, and as ``__call__``.
         """
-        self._check_settings()
         check_request(model, images, target)
         if self._grouped:
             raise ExplainerError(
@@ -158,18 +152,6 @@ class MoreauGrad(Explainer):
     def _grouped(self) -> bool:
         return bool(self.eta and self.patch)
 
-    @property
-    def _name(self) -> str:
-        if not self.eta:
-            return "moreaugrad"
-        return "moreaugrad-group" if self.patch else "moreaugrad-sparse"
-
-    def _check_settings(self) -> None:
-        check_at_least(0, eta=self.eta, patch=self.patch, spread=self.spread)
-        check_at_least(1, draws=self.draws, most_steps=self.most_steps, batch_size=self.batch_size)
-        if not self.rho > 0:
-            raise ExplainerError("BAD_SETTING", f"rho is {self.rho}; it must be above 0")
-
     def _threshold(self, values: Tensor, threshold: float | Tensor) -> Tensor:
         if not self.eta:
             return values
@@ -178,14 +160,14 @@ class MoreauGrad(Explainer):
         return soft_threshold(values, threshold)
 
     def _smoothed(self, model: nn.Module, images: Tensor, target: Tensor) -> "_Smoothed":
-        if self.spread:
-            drawn = torch.stack(list(seeded_noise(self.draws, images, self.seed)))
-        else:
-            drawn = torch.zeros_like(images[:1])
+        draws = self.draws if self.spread else 1
+        kept = draws <= KEPT_NOISE
         return _Smoothed(
             model=model,
             target=target,
-            drawn=drawn,
+            draws=draws,
+            seed=self.seed,
+            kept=tuple(seeded_noise(draws, images, self.seed)) if kept else (),
             scale=self.spread * ranges(images),
             batch_size=self.batch_size,
         )
@@ -241,28 +223,35 @@ class _Smoothed:
 
     model: nn.Module
     target: Int[Tensor, " b"]
-    drawn: Float[Tensor, "n c h w"]
+    draws: int
+    seed: int
+    kept: tuple[Float[Tensor, "c h w"], ...]
     scale: Float[Tensor, "b 1 1 1"]
     batch_size: int
 
-    def _noisy(self, points: Tensor, samples: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        places = pairs % len(points)
-        chosen = samples[places]
-        return places, points[places] + self.scale[chosen] * self.drawn[pairs // len(points)]
+    def _copies(
+        self, points: Tensor, samples: Tensor
+    ) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, "n c h w"]]]:
+        """Numbers of draws, places of the points and noisy points, in batches."""
+        return noisy_copies(
+            points,
+            iter(self.kept) if self.kept else seeded_noise(self.draws, points, self.seed),
+            draws=self.draws,
+            scale=self.scale[samples],
+            batch_size=self.batch_size,
+        )
 
     def gradient(
         self, points: Float[Tensor, "m c h w"], samples: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, "m c h w"], Float[Tensor, " m"]]:
         """Gradient at each point, and the length of the longest one of a single draw."""
         mean = torch.zeros_like(points)
-        lengths = points.new_zeros(len(self.drawn) * len(points))
-        for part in batches(len(lengths), self.batch_size):
-            pairs = torch.arange(part.start, part.stop, device=points.device)
-            places, noisy = self._noisy(points, samples, pairs)
+        longest = points.new_zeros(len(points))
+        for _, places, noisy in self._copies(points, samples):
             _, gradient = gradient_of(self.model, noisy, self.target[samples[places]])
             mean.index_add_(0, places, gradient)
-            lengths[part] = gradient.flatten(1).norm(dim=1)
-        return mean / len(self.drawn), lengths.view(len(self.drawn), -1).amax(0)
+            longest.scatter_reduce_(0, places, gradient.flatten(1).norm(dim=1), "amax")
+        return mean / self.draws, longest
 
     def hessian_product(
         self, points: Float[Tensor, "m c h w"], vector: Float[Tensor, "m c h w"]
@@ -270,9 +259,7 @@ class _Smoothed:
         """Second derivative at each point of the whole batch, times a vector."""
         product = torch.zeros_like(points)
         everyone = torch.arange(len(points), device=points.device)
-        for part in batches(len(self.drawn) * len(points), self.batch_size):
-            pairs = torch.arange(part.start, part.stop, device=points.device)
-            places, noisy = self._noisy(points, everyone, pairs)
+        for _, places, noisy in self._copies(points, everyone):
             leaf = noisy.detach().requires_grad_()
             scores = scores_of(self.model, leaf, self.target[places])
             (gradient,) = torch.autograd.grad(scores.sum(), leaf, create_graph=True)
@@ -282,7 +269,7 @@ class _Smoothed:
             (second,) = torch.autograd.grad(along, leaf, allow_unused=True)
             if second is not None:
                 product.index_add_(0, places, second)
-        return product / len(self.drawn)
+        return product / self.draws
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,22 +5,18 @@ References
 Zeiler, Fergus, "Visualizing and understanding convolutional networks", ECCV 2014.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.errors import ExplainerError
-from models.explainers.base import (
-    Explainer,
-    batches,
-    check_at_least,
-    check_request,
-    explaining,
-    scores_of,
-)
+from models.explainers.base import Explainer
+from models.explainers.scoring import batches, scores_of
 from models.records import Attribution, Verdict
 
 MEASURED = Verdict(
@@ -42,15 +38,19 @@ class Occlusion(Explainer):
         Rows and columns of the grid.
     fill
         Value that covers, in the units of the images.
-    batch_size
-        Covered pictures in memory at once.
     """
 
+    least: ClassVar[Mapping[str, int | float]] = MappingProxyType({"cells": 1})
     cells: int = 16
     fill: float = 0.0
     batch_size: int = 32
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``occlusion``."""
+        return "occlusion"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """One signed map on the grid.
@@ -58,10 +58,8 @@ class Occlusion(Explainer):
         Raises
         ------
         ExplainerError
-            If the grid has more cells than pixels, and as ``Explainer``.
+            If the grid has more cells than pixels.
         """
-        check_at_least(1, cells=self.cells, batch_size=self.batch_size)
-        check_request(model, images, target)
         if self.cells > min(images.shape[2:]):
             raise ExplainerError(
                 "CELLS_TOO_SMALL",
@@ -69,19 +67,19 @@ class Occlusion(Explainer):
                 "pixel: choose fewer",
             )
         count = self.cells**2
-        with explaining(images, model) as pictures, torch.no_grad():
-            whole = scores_of(model, pictures, target)
-            values = whole.new_empty(len(pictures) * count)
+        with torch.no_grad():
+            whole = scores_of(model, images, target)
+            values = whole.new_empty(len(images) * count)
             for part in batches(len(values), self.batch_size):
-                numbers = torch.arange(part.start, part.stop, device=pictures.device)
+                numbers = torch.arange(part.start, part.stop, device=images.device)
                 samples = numbers // count
-                covered = self._cover(pictures[samples], numbers % count)
+                covered = self._cover(images[samples], numbers % count)
                 values[part] = whole[samples] - scores_of(model, covered, target[samples])
         return (
             Attribution(
                 values=values.view(-1, self.cells, self.cells).float(),
                 target=target,
-                method="occlusion",
+                method=self.name,
                 signed=True,
                 verdicts=(MEASURED,) * len(images),
             ),

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from models.convex import block_sum, consistent_chain
 from models.errors import ExplainerError
 from models.explainers.attention_maps import maps_of
-from models.explainers.base import Explainer, Law, check_request
+from models.explainers.base import Explainer
+from models.explainers.laws import Law, judged
 from models.records import Attribution
 
 AGREEMENT = Law(
@@ -34,7 +35,12 @@ AGREEMENT = Law(
 class ProjectedMaps(Explainer):
     """The nearest maps that agree with each other, from the model's own; not tied to a class."""
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``cvx``."""
+        return "cvx"
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """Project the model's maps; named ``cvx-fine``, ``cvx-coarse``, ... finest first.
@@ -42,10 +48,8 @@ class ProjectedMaps(Explainer):
         Raises
         ------
         ExplainerError
-            If the model has fewer than two attention maps or they do not nest, and as
-            ``Explainer``.
+            If the model has fewer than two attention maps or they do not nest.
         """
-        check_request(model, images, target)
         names, found = maps_of(model, images)
         if len(found) < 2:
             raise ExplainerError(
@@ -57,16 +61,14 @@ class ProjectedMaps(Explainer):
         smallest = torch.finfo(found[0].dtype).tiny
         maps = consistent_chain([level.clamp_min(smallest).log() for level in found])
         residual = _disagreement(maps)
-        verdicts = AGREEMENT.judge(residual)
         return tuple(
-            Attribution(
-                values=values,
-                target=torch.full_like(target, -1),
-                method=f"cvx-{name}",
-                signed=False,
+            judged(
+                values,
+                torch.full_like(target, -1),
+                method=f"{self.name}-{name}",
+                law=AGREEMENT,
                 residual=residual,
-                law=AGREEMENT.name,
-                verdicts=verdicts,
+                signed=False,
             )
             for name, values in zip(names, maps, strict=True)
         )

@@ -165,6 +165,9 @@ MOVING = frozenset(
 )
 """Steps that put numbers elsewhere, leave some out or repeat them."""
 
+JOINING = frozenset({aten.cat.default, aten.stack.default})
+"""Steps that put tensors side by side; they move numbers."""
+
 AVERAGING = frozenset(
     {
         aten.mean.dim,

@@ -28,21 +28,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 
 from models.errors import ExplainerError
-from models.explainers.base import (
-    Explainer,
-    Law,
-    batches,
-    check_at_least,
-    check_request,
-    explaining,
-    relative,
-    select,
-)
+from models.explainers.base import Explainer
+from models.explainers.laws import Law, judged, relative
 from models.explainers.propagation import (
     ADDING,
     AVERAGING,
     ELEMENTWISE,
     GATING,
+    JOINING,
     MATRICES,
     MAX_POOLS,
     MOVING,
@@ -54,6 +47,7 @@ from models.explainers.propagation import (
     transposed,
 )
 from models.explainers.rules import AlphaBeta, Epsilon, Gamma, Rule
+from models.explainers.scoring import select
 from models.explainers.tracing import Program, arguments, aten, channel_affine, trace
 from models.records import Attribution, Verdict
 
@@ -80,7 +74,7 @@ class LayerwiseRelevance(Explainer):
         Whether what biases and summands take goes on to the inputs. Otherwise it is missing in the
         map: relevance is then the plain rule's, and is conserved without biases only.
     batch_size
-        Pictures in memory at once; all steps of the network are kept.
+        Pictures at once; all steps of the network are kept.
     """
 
     convolution: Rule = field(default_factory=Gamma)
@@ -89,7 +83,16 @@ class LayerwiseRelevance(Explainer):
     share_biases: bool = True
     batch_size: int = 8
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """``lrp``, with the rule's name where all layers share one."""
+        kinds = {type(rule) for rule in (self.convolution, self.dense, self.rest)}
+        if len(kinds) > 1:
+            return "lrp"
+        (kind,) = kinds
+        return NAMES.get(kind, "lrp")
+
+    def explain(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], target: Int[Tensor, " b"]
     ) -> tuple[Attribution, ...]:
         """One signed map at the picture's own size.
@@ -97,50 +100,33 @@ class LayerwiseRelevance(Explainer):
         Raises
         ------
         ExplainerError
-            If the model cannot be rewritten as operations or one of them has no rule, and as
-            ``Explainer``.
+            If the model cannot be rewritten as operations or one of them has no rule.
         """
-        check_at_least(1, batch_size=self.batch_size)
-        check_request(model, images, target)
-        with explaining(images, model) as pictures:
-            values = torch.zeros_like(pictures[:, 0])
-            scores = pictures.new_zeros(len(pictures))
-            others = pictures.new_zeros(len(pictures), 2)
-            for part in batches(len(pictures), self.batch_size):
-                found = self._explain(model, pictures[part], target[part])
-                values[part], scores[part], others[part] = found
+        values, scores, others = self._share_out(model, images, target)
         residual = relative(scores - values.sum((1, 2)), scores)
         taken = relative(others, scores[:, None]).tolist()
         size = relative(values.abs().sum((1, 2)), scores)
         verdicts = CONSERVATION.judge(residual, why=lambda i: self._why(*taken[i]))
         return (
-            Attribution(
-                values=values.float(),
-                target=target,
-                method=self._name,
-                signed=True,
-                residual=residual.float(),
-                law=CONSERVATION.name,
+            judged(
+                values,
+                target,
+                method=self.name,
+                law=CONSERVATION,
+                residual=residual,
                 verdicts=tuple(map(_not_swollen, verdicts, size.tolist())),
             ),
         )
 
-    def _why(self, biases: float, constants: float) -> str:
+    def _why(self, biases: float, constants: float, stranded: float) -> str:
         done = "passed on to their inputs" if self.share_biases else "kept"
+        dead = f"; {100 * stranded:.2g} % found all inputs zero and stayed" if stranded else ""
         joined = f"; constants joined to features keep {100 * constants:.2g} %" if constants else ""
-        return f"biases took {100 * biases:.2g} %, {done}{joined}"
+        return f"biases took {100 * biases:.2g} %, {done}{dead}{joined}"
 
-    @property
-    def _name(self) -> str:
-        kinds = {type(rule) for rule in (self.convolution, self.dense, self.rest)}
-        if len(kinds) > 1:
-            return "lrp"
-        (kind,) = kinds
-        return NAMES.get(kind, "lrp")
-
-    def _explain(
+    def _share_out(
         self, model: nn.Module, images: Tensor, target: Tensor
-    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"], Float[Tensor, "b 2"]]:
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"], Float[Tensor, "b 3"]]:
         program = trace(model, images)
         with torch.no_grad():
             values = program.run(images)
@@ -153,9 +139,11 @@ class LayerwiseRelevance(Explainer):
                 rules=self,
                 biases=torch.zeros_like(scores),
                 constants=torch.zeros_like(scores),
+                stranded=torch.zeros_like(scores),
             )
             relevance = pull_back(program, start, shares.rule, like=images)
-        return relevance.sum(1), scores, torch.stack((shares.biases, shares.constants), 1)
+        others = torch.stack((shares.biases, shares.constants, shares.stranded), 1)
+        return relevance.sum(1), scores, others
 
 
 NAMES: Mapping[type[Rule], str] = MappingProxyType(
@@ -184,6 +172,7 @@ class _Shares:
     rules: LayerwiseRelevance
     biases: Float[Tensor, " b"]
     constants: Float[Tensor, " b"]
+    stranded: Float[Tensor, " b"]
 
     def rule(self, node: fx.Node, incoming: Incoming) -> Mapping[fx.Node, Tensor]:
         """Relevance of a step's inputs from that of its output."""
@@ -290,7 +279,9 @@ class _Shares:
             found[used], lost = _shared(rule, x, weight, bias, apply, share * arrived)
             self._count(self.biases, lost)
             if self.rules.share_biases and bias is not None:
-                found[used] += _passed_on(x, weight, apply, lost)
+                passed, stayed = _passed_on(x, weight, apply, lost)
+                found[used] += passed
+                self._count(self.stranded, stayed)
         return found
 
     def _count(self, account: Tensor, relevance: Tensor) -> None:
@@ -302,7 +293,6 @@ Apply = Callable[[Tensor, Tensor], Tensor]
 """A linear step without its bias: from features and weights to sums of their products."""
 
 PRODUCTS = frozenset({aten.bmm.default, aten.mm.default})
-JOINING = frozenset({aten.cat.default, aten.stack.default})
 LINEAR = frozenset({*AVERAGING, *MATRICES, channel_affine})
 
 
@@ -355,8 +345,11 @@ def _back(apply: Apply, x: Tensor, w: Tensor, factor: Tensor) -> Tensor:
     return torch.autograd.grad(output, leaf, factor)[0]
 
 
-def _passed_on(x: Tensor, w: Tensor, apply: Apply, lost: Tensor) -> Tensor:
-    """Share what biases took among the inputs by the size of their contributions."""
+def _passed_on(x: Tensor, w: Tensor, apply: Apply, lost: Tensor) -> tuple[Tensor, Tensor]:
+    """Share what biases took among the inputs by the size of their contributions.
+
+    The second part is what stays, where no input contributes.
+    """
     sizes = apply(x.abs(), w.abs())
     factor = torch.where(sizes > 0, lost / torch.where(sizes > 0, sizes, 1.0), 0.0)
-    return x.abs() * _back(apply, x, w.abs(), factor)
+    return x.abs() * _back(apply, x, w.abs(), factor), torch.where(sizes > 0, 0.0, lost)

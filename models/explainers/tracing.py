@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.errors import ExplainerError
-from models.explainers.base import logits_of
+from models.explainers.scoring import logits_in, logits_of
 from models.scoped import evaluating
 
 aten = torch.ops.aten
@@ -128,7 +128,8 @@ def _traced(model: nn.Module, images: Tensor) -> fx.GraphModule:
     try:
         with sdpa_kernel(SDPBackend.MATH):
             return make_fx(
-                lambda pictures: logits_of(model, pictures), decomposition_table=dict(SIMPLER)
+                lambda pictures: logits_in(model(pictures), count=len(pictures)),
+                decomposition_table=dict(SIMPLER),
             )(images)
     except torch.OutOfMemoryError:
         raise
@@ -286,10 +287,16 @@ def _group_norm(
     return out, mean.view(samples, groups), inverse.view(samples, groups)
 
 
+def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Softmax of attention scores that no mask makes minus infinity."""
+    return x.softmax(dim, dtype)
+
+
 SIMPLER: Mapping[Any, Callable[..., Any]] = MappingProxyType(
     {
         aten.native_layer_norm.default: _layer_norm,
         aten.native_group_norm.default: _group_norm,
+        aten._safe_softmax.default: _softmax,
     }
 )
 """Operation -> the same in steps that have rules."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.vit import ViT
@@ -128,7 +129,7 @@ def attended(variant):
 MODELS = {
     "baseline": attended("baseline"),
     "unconstrained": attended("unconstrained"),
-    "dual": attended("dual"),
+    "two-pass": attended("exact-two-pass"),
     "exact": attended("exact"),
     "chain": attended("chain"),
     "bottleneck": lambda: classifier("exact", "resnet50"),
@@ -198,29 +199,43 @@ def snapshot(model):
     return {
         "training": [part.training for part in model.modules()],
         "requires_grad": [weight.requires_grad for weight in model.parameters()],
-        "identity": [id(weight) for weight in [*model.parameters(), *model.buffers()]],
-        "grad": [
-            None if weight.grad is None else weight.grad.clone() for weight in model.parameters()
+        "identity": [
+            (id(tensor), tensor.data_ptr(), id(tensor.grad))
+            for tensor in [*model.parameters(), *model.buffers()]
         ],
-        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "grad": {
+            name: weight.grad.clone()
+            for name, weight in model.named_parameters()
+            if weight.grad is not None
+        },
+        "state": {
+            name: tensor.clone()
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        },
         "hooks": [
-            len(part._forward_hooks)
-            + len(part._forward_pre_hooks)
-            + len(part._backward_hooks)
-            + len(part._backward_pre_hooks)
+            [
+                list(hooks)
+                for hooks in (
+                    part._forward_hooks,
+                    part._forward_pre_hooks,
+                    part._backward_hooks,
+                    part._backward_pre_hooks,
+                )
+            ]
             for part in model.modules()
         ],
         "modes": (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()),
+        "numpy's random": str(np.random.get_state()),  # noqa: NPY002
         "random": torch.get_rng_state(),
     }
 
 
 def assert_as_found(model, before):
     after = snapshot(model)
-    for key in ("training", "requires_grad", "identity", "hooks", "modes"):
+    for key in ("training", "requires_grad", "identity", "hooks", "modes", "numpy's random"):
         assert after[key] == before[key], key
     assert torch.equal(after["random"], before["random"])
-    for old, new in zip(before["grad"], after["grad"], strict=True):
-        assert (old is None and new is None) or torch.equal(old, new)
-    assert before["state"].keys() == after["state"].keys()
-    assert all(torch.equal(value, after["state"][name]) for name, value in before["state"].items())
+    for kind in ("grad", "state"):
+        assert before[kind].keys() == after[kind].keys()
+        for name, value in before[kind].items():
+            assert torch.equal(value, after[kind][name]), name

@@ -28,7 +28,8 @@ OPTIONS = {
     "dual, cascade": {"cascade": 2},
     "value, arithmetic": {"mean": "arithmetic"},
     "exact, arithmetic": {"mean": "arithmetic", "weight": 0.3},
-    "exact, detached": {"detached": True},
+    "exact-two-pass, arithmetic": {"mean": "arithmetic", "weight": 0.3},
+    "exact-two-pass, detached": {"detached": True},
     "exact, faithful": {"rescale": False},
     "cvx, arithmetic": {"mean": "arithmetic"},
     "exact-factored, arithmetic": {"mean": "arithmetic"},
@@ -159,6 +160,7 @@ def test_penalty_is_its_definition(variant):
         "kl-reverse": (q * (q / p).log()).sum((1, 2)),
         "value": consistency_value(fine, coarse),
         "chain": chain_value(potentials),
+        "chain-two-pass": chain_value(potentials),
         "chain-one-pass": chain_value(potentials),
         "chain-factored": chain_value(potentials),
     }.get(variant, consistency_value(fine, coarse))
@@ -238,8 +240,8 @@ def test_single_level_variants_gate_that_level(variant, level):
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
-def test_exact_gates_both_levels_with_the_consistent_maps(weight):
-    model = make("exact", sharpness=20, weight=weight, pool_scale=1.0).eval()
+def test_two_passes_gate_both_levels_with_the_consistent_maps(weight):
+    model = make("exact-two-pass", sharpness=20, weight=weight, pool_scale=1.0).eval()
     trunk, gates = model.trunk, model.attention.gates
     prediction = model(images())
     fine_features = trunk.walk(images(), upto="block3")
@@ -257,7 +259,7 @@ def test_exact_gates_both_levels_with_the_consistent_maps(weight):
 
 @pytest.mark.parametrize("weight", [0.5, 0.2])
 def test_chain_gates_three_levels_with_the_chain_of_their_first_look(weight):
-    model = make("chain", sharpness=20, pool_scale=1.0, weight=weight).eval()
+    model = make("chain-two-pass", sharpness=20, pool_scale=1.0, weight=weight).eval()
     trunk, gates = model.trunk, model.attention.gates
     prediction = model(images())
     assert model.map_names == ("block2", "block3", "block4")
@@ -324,7 +326,7 @@ def test_one_sided_gates_fine_with_tau_and_coarse_with_mu():
 
 @pytest.mark.parametrize("network", ["resnet10-narrow", "unet-encoder-narrow"])
 def test_late_gates_classify_from_sums_weighted_by_the_maps(network):
-    model = make("exact-late", network=network, sharpness=20, pool_scale=1.0).eval()
+    model = make("exact", network=network, sharpness=20, pool_scale=1.0).eval()
     trunk, gates = model.trunk, model.attention.gates
     fine_name, coarse_name = trunk.pair
     fine_features = trunk.walk(images(), upto=fine_name)
@@ -376,7 +378,8 @@ def test_factored_gates_are_followed_cell_by_cell():
 
 
 def test_a_detached_first_look_gives_the_same_prediction_and_no_gradient_through_its_stages():
-    whole, detached = make("exact", sharpness=20), make("exact, detached", sharpness=20)
+    whole = make("exact-two-pass", sharpness=20)
+    detached = make("exact-two-pass, detached", sharpness=20)
     ours, theirs = detached.train()(images()), whole.train()(images())
     torch.testing.assert_close(ours.logits, theirs.logits)
     torch.testing.assert_close(ours.maps, theirs.maps)
@@ -399,7 +402,7 @@ def test_level_weights_are_in_one_ratio_and_have_mean_one(levels, weight):
 
 def test_first_look_keeps_its_own_statistics():
     """Each look's running mean follows the features of that look, not a mixture of the two."""
-    model = make("exact", sharpness=20).train()
+    model = make("exact-two-pass", sharpness=20).train()
     seen = []
     norm = model.trunk.block4[0].bn1
     norm.register_forward_hook(lambda _norm, inputs, _out: seen.append(inputs[0].mean((0, 2, 3))))
@@ -423,7 +426,7 @@ def test_mean_gate_is_one(variant):
     with torch.no_grad():
         baseline.head.weight.copy_(model.head.weight[:, -model.trunk.features :])
         baseline.head.bias.copy_(model.head.bias)
-        if variant == "exact-late":  # its head also sees the fine level
+        if variant in ("exact", "chain"):  # their heads also see the finer levels
             model.head.weight[:, : -model.trunk.features] = 0
     torch.testing.assert_close(model(images()).logits, baseline(images()).logits)
 

@@ -12,7 +12,8 @@ from models.explainers import (
     SimpleGradient,
     SmoothGrad,
 )
-from models.explainers.base import Law, logits_of
+from models.explainers.laws import Law
+from models.explainers.scoring import logits_of
 from tests.models.explainer_cases import (
     MODELS,
     TARGET,
@@ -91,7 +92,7 @@ def test_integrated_gradients_of_a_quadratic():
     torch.testing.assert_close(found.values, expected.float())
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "bottleneck"])
+@pytest.mark.parametrize("name", ["functional", "unconstrained"])
 def test_integrated_gradients_are_complete(name):
     (found,) = IntegratedGradients()(MODELS[name](), images(), TARGET)
     assert found.residual.max() <= 1e-3
@@ -126,10 +127,24 @@ def test_memory_is_bounded_by_the_batch_size(explainer):
     assert len(model.seen) > 8
 
 
-def test_steps_of_the_coarser_rule_are_not_taken_again():
-    model = Calls(Linear(classes=3))
-    IntegratedGradients(tolerance=-1.0, most_steps=81)(model, pictures(1), TARGET[:1])
-    assert sum(model.seen) == 81 + 2
+def test_steps_are_taken_where_the_score_bends_and_no_more_than_allowed():
+    linear = Calls(Linear(classes=3))
+    IntegratedGradients()(linear, pictures(1), TARGET[:1])
+    assert sum(linear.seen) == 9 + 8  # scores at the ends of eight pieces, gradients in the middles
+
+    class Bend(nn.Module):
+        def forward(self, x):
+            return (x.mean((2, 3)) - 0.71).relu()
+
+    x = torch.ones(1, 2, 4, 4)
+    bent = Calls(Bend())
+    (found,) = IntegratedGradients(tolerance=1e-3)(bent, x, TARGET[:1])
+    assert found.residual <= 1e-3
+    assert sum(bent.seen) < 40  # one piece of eight is halved again and again
+    for most in (8, 12, 50):
+        endless = Calls(Bend())
+        IntegratedGradients(tolerance=-1.0, most_steps=most)(endless, x, TARGET[:1])
+        assert most / 3 < sum(endless.seen) - 9 <= most
 
 
 def test_smoothgrad_of_a_quadratic_is_its_gradient_at_the_mean_of_the_noise():
@@ -195,19 +210,23 @@ def test_occlusion_of_a_linear_model():
 
 
 @pytest.mark.parametrize(
-    ("explainer", "message"),
+    ("method", "settings", "message"),
     [
-        (SmoothGrad(draws=1), "draws is 1; it must be 2 or more"),
-        (SmoothGrad(spread=-0.1), r"spread is -0\.1; it must be 0 or more"),
-        (SmoothGrad(batch_size=0), "batch_size is 0; it must be 1 or more"),
-        (IntegratedGradients(most_steps=0), "most_steps is 0; it must be 1 or more"),
-        (Occlusion(cells=0), "cells is 0; it must be 1 or more"),
-        (Occlusion(cells=7), "7 cells on a side of 6 pixels; a cell needs a pixel: choose fewer"),
+        (SmoothGrad, {"draws": 1}, "draws is 1; it must be 2 or more"),
+        (SmoothGrad, {"spread": -0.1}, r"spread is -0\.1; it must be 0 or more"),
+        (SmoothGrad, {"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
+        (IntegratedGradients, {"most_steps": 0}, "most_steps is 0; it must be 1 or more"),
+        (Occlusion, {"cells": 0}, "cells is 0; it must be 1 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(explainer, message):
+def test_settings_that_make_no_sense_are_refused(method, settings, message):
     with pytest.raises(ExplainerError, match=message):
-        explainer(Linear(classes=3), pictures(), TARGET)
+        method(**settings)
+
+
+def test_cells_smaller_than_pixels_are_refused():
+    with pytest.raises(ExplainerError, match="7 cells on a side of 6 pixels; a cell needs a pixel"):
+        Occlusion(cells=7)(Linear(classes=3), pictures(), TARGET)
 
 
 @pytest.mark.parametrize(

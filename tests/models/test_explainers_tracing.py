@@ -6,7 +6,7 @@ from torch import nn
 
 from models.errors import ExplainerError
 from models.explainers import ClassActivation, DeepLift, LayerwiseRelevance, ProjectedMaps
-from models.explainers.base import logits_of
+from models.explainers.scoring import logits_of
 from models.explainers.tracing import BATCH_NORMS, channel_affine, trace
 from tests.models.explainer_cases import (
     MODELS,
@@ -136,16 +136,24 @@ def test_models_that_cannot_be_rewritten_are_refused_and_left_as_found(explainer
 
 
 @pytest.mark.parametrize(
-    "variant", ["baseline", "fine", "coarse", "unconstrained", "dual", "exact", "chain"]
+    ("variant", "side"),
+    [
+        ("baseline", 2),
+        ("fine", 2),
+        ("unconstrained", 2),
+        ("exact-two-pass", 2),
+        ("exact", 4),  # the head sees both levels
+        ("chain", 8),  # three
+    ],
 )
-def test_the_mean_of_a_class_activation_map_is_the_logit(variant):
+def test_the_mean_of_a_class_activation_map_is_the_logit(variant, side):
     model = classifier(variant, side=64)
     x = images(3, side=64)
     (found,) = ClassActivation(batch_size=2)(model, x, TARGET)
     with torch.no_grad():
         logits = model(x).logits.gather(1, TARGET[:, None])[:, 0]
     torch.testing.assert_close(found.values.mean((1, 2)), logits, rtol=1e-4, atol=1e-6)
-    assert found.values.shape == (3, 2, 2)
+    assert found.values.shape == (3, side, side)
     assert found.values.flatten(1).std(dim=1).min() > 1e-4
     assert found.residual.max() < 1e-3
     assert {verdict.word for verdict in found.verdicts} == {"sound"}
@@ -184,6 +192,20 @@ class NotPooled(nn.Module):
         return self.head(pooled.flatten(1))
 
 
+class Joined(nn.Module):
+    """A head on two poolings, one of a constant or of a grid that does not nest."""
+
+    def __init__(self, constant):
+        super().__init__()
+        self.constant, self.head = constant, nn.Linear(4, 3)
+
+    def forward(self, x):
+        coarse = nn.functional.adaptive_avg_pool2d(x, 3) * 2
+        other = torch.ones(len(x), 2) if self.constant else coarse.mean((2, 3))
+        pooled = nn.functional.avg_pool2d(x, 4).mean((2, 3))
+        return self.head(torch.cat([pooled, other], 1))
+
+
 class HeadOfPicture(nn.Module):
     def forward(self, x):
         pooled = x.mean((2, 3))
@@ -197,7 +219,8 @@ class HeadOfPicture(nn.Module):
         (NotPooled(True), "what the head sees comes from"),
         (NotPooled(False), "what the head sees comes from"),
         (HeadOfPicture(), "the head's weights depend on the picture"),
-        (classifier("exact-late"), "what the head sees comes from"),
+        (Joined(True), "what the head sees is joined to constants"),
+        (Joined(False), r"\[3, 3\] cells do not nest in 8 x 8"),
     ],
 )
 def test_no_class_activation_map_where_the_head_is_not_linear_on_a_mean(model, seen):

@@ -280,7 +280,7 @@ def test_channels_are_shared_out_alike():
     assert (fitted == fitted[:, :1]).all()
 
 
-@pytest.mark.parametrize("variant", ["exact", "dual", "exact-late"])
+@pytest.mark.parametrize("variant", ["exact-two-pass", "dual", "exact"])
 def test_gates_stay_as_they_were_and_the_first_look_starts_with_the_file(variant):
     weights = resnet_file((2, 2, 2, 2), bottleneck=False)
     model = make("resnet18", variant=variant, classes=3)
@@ -290,7 +290,7 @@ def test_gates_stay_as_they_were_and_the_first_look_starts_with_the_file(variant
         torch.testing.assert_close(value, gates[name], rtol=0, atol=0)
     assert {name.split(".")[0] for name in report.fresh} == {"attention", "head"}
     assert set(report.unused) == {"fc.weight", "fc.bias"}
-    if variant == "exact":
+    if variant == "exact-two-pass":
         first = model.attention.first_look["block4"].get_buffer("0__bn1__running_mean")
         torch.testing.assert_close(first, weights["layer4.0.bn1.running_mean"])
 

@@ -87,7 +87,7 @@ def test_patches_are_projected_row_by_row():
 
 def test_attention_is_exposed_block_by_block():
     trunk = make().trunk
-    matrices = self_attention(trunk, images())
+    matrices = list(self_attention(trunk, images()))
     assert [tuple(matrix.shape) for matrix in matrices] == [(3, 4, 25, 25)] * 4
     tokens = trunk.walk(images(), upto="block2")
     expected = slow_attention(trunk.get_submodule("block3"), tokens)[0]
@@ -100,7 +100,7 @@ def test_map_is_what_the_class_token_looks_at_last():
     model = make()
     prediction = model(images())
     assert model.map_names == ("self-attention",)
-    last = self_attention(model.trunk, images())[-1].mean(1)[:, 0, 1:]
+    last = list(self_attention(model.trunk, images()))[-1].mean(1)[:, 0, 1:]
     expected = (last / last.sum(1, keepdim=True)).view(3, 4, 6)
     torch.testing.assert_close(prediction.maps[0], expected)
     assert (prediction.maps[0] >= 0).all()
