@@ -14,14 +14,15 @@ one line of ``ATTENTIONS``:
 ``dual-published``      as its authors' released code computes it: for comparison only
 ``value``               two levels, the optimal value of the consistency program
 ``cvx``                 trained as ``unconstrained``; the reported maps agree after the fact
-``exact``               two levels that agree exactly, found by a first look without gates
-``exact-one-pass``      the same in one pass: gated as ``value``, the reported maps agree
-``exact-one-sided``     the same in one pass: the fine level is gated by its own ``tau``
-``exact-late``          the same in one pass: gates only where features are pooled
-``exact-factored``      the same in one pass: the fine gate in two factors
-``chain``               three or more nested levels that agree exactly, by a first look
-``chain-one-pass``      the same in one pass: each level gated by its own ``tau``
-``chain-factored``      the same in one pass: finer gates in two factors
+``exact``               two levels that agree exactly and gate only where features are pooled
+``exact-two-pass``      the same, gating on the way: maps found by a first look without gates
+``exact-one-pass``      the same, on the way in one pass: gated as ``value``, the report agrees
+``exact-one-sided``     the same, on the way in one pass: the fine level gated by its own ``tau``
+``exact-factored``      the same, on the way in one pass: the fine gate in two factors
+``chain``               three or more nested levels that agree exactly, as ``exact``
+``chain-two-pass``      the same, gating on the way, by a first look
+``chain-one-pass``      the same, on the way in one pass: each level gated by its own ``tau``
+``chain-factored``      the same, on the way in one pass: finer gates in two factors
 
 References
 ----------
@@ -112,14 +113,15 @@ ATTENTIONS: Mapping[str, Variant] = MappingProxyType(
         ),
         "value": Variant(attention=OnePass, penalty=ValuePenalty, alpha=1.0),
         "cvx": Variant(attention=partial(OnePass, post_hoc=True)),
-        "exact": Variant(attention=TwoPass, penalty=ValuePenalty, alpha=1.0),
+        "exact": Variant(attention=Late, penalty=ValuePenalty, alpha=1.0),
+        "exact-two-pass": Variant(attention=TwoPass, penalty=ValuePenalty, alpha=1.0),
         "exact-one-pass": Variant(
             attention=partial(OnePass, post_hoc=True), penalty=ValuePenalty, alpha=10.0
         ),
         "exact-one-sided": Variant(attention=OneSided, penalty=ValuePenalty, alpha=10.0),
-        "exact-late": Variant(attention=Late, penalty=ValuePenalty, alpha=1.0),
         "exact-factored": Variant(attention=Factored, penalty=ValuePenalty, alpha=1.0),
-        "chain": Variant(attention=TwoPass, levels="all", penalty=ValuePenalty, alpha=1.0),
+        "chain": Variant(attention=Late, levels="all", penalty=ValuePenalty, alpha=1.0),
+        "chain-two-pass": Variant(attention=TwoPass, levels="all", penalty=ValuePenalty, alpha=1.0),
         "chain-one-pass": Variant(
             attention=partial(OnePass, post_hoc=True),
             levels="all",

@@ -177,6 +177,7 @@ def fit_pretrained(
     _refuse_infinite(fitted)
     model.load_state_dict(fitted, strict=False)
     model.attention.renew(model.trunk)
+    model.load_state_dict(fitted, strict=False)  # what a file holds, it need not take over anew
     changed = {ours[name] for name in weights if weights[name].shape != _shape(own, ours[name])}
     return PretrainedReport(
         matched=tuple(name for name in fitted if name not in changed),

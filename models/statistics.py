@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.trunk import Trunk
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RESTING = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
@@ -29,7 +31,7 @@ def remeasure(
     While a network trains, running statistics are averages over batches that older weights saw.
     Evaluation with them normalises features that the present weights no longer make.
     All statistics that the network holds are measured, also a second set for a second look.
-    A network without batch normalisation, or no batch, changes nothing.
+    A network without batch normalisation or with a frozen trunk, or no batch, changes nothing.
 
     Parameters
     ----------
@@ -38,7 +40,9 @@ def remeasure(
     forward
         Calls the network as training does (under autocast, say); plainly where not given.
     """
-    if not any(isinstance(part, BATCH_NORMS) for part in network.modules()):
+    parts = list(network.modules())
+    frozen = any(isinstance(part, Trunk) and part.frozen for part in parts)
+    if frozen or not any(isinstance(part, BATCH_NORMS) for part in parts):
         return
     call = forward or (lambda images, model: model(images))
     with torch.no_grad(), _averaging(network):

@@ -33,6 +33,8 @@ class Trunk(nn.Module):
         Whose parameter names a file of pretrained weights uses; empty where there is none.
     readout
         How a network without gates is pooled: ``GlobalPool``, if not given.
+    frozen
+        Whether its weights and its batch-normalisation statistics stay as they are.
     """
 
     def __init__(
@@ -54,6 +56,20 @@ class Trunk(nn.Module):
         self.channels, self.strides, self.gated = dict(channels), dict(strides), gated
         self.pair = gated[-2:] if pair is None else pair
         self.multiple, self.family, self.readout = multiple, family, readout or GlobalPool()
+        self.frozen = False
+
+    def freeze(self) -> None:
+        """Hold weights and batch-normalisation statistics, whatever else trains from now on.
+
+        Gradients still pass through it, to gates between its stages.
+        """
+        self.requires_grad_(False)
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Set training mode, in which batch normalisation collects statistics; never if frozen."""
+        return super().train(mode and not self.frozen)
 
     @property
     def features(self) -> int:
