@@ -17,6 +17,10 @@ def normalised(
 
     This is the normalisation that ``brain_mean`` and ``brain_sd`` of a row are recorded for.
     """
-    brain = np.any(image != 0, axis=0)
-    scores = (image - brain_mean[:, None, None]) / brain_sd[:, None, None]
-    return np.where(brain, scores, 0).astype(np.float32)
+    brain = image[0] != 0
+    for channel in image[1:]:
+        brain |= channel != 0
+    # What is taken off is 0 outside, where nothing then is left to clear.
+    scores = image - brain_mean[:, None, None] * brain.astype(np.float32)
+    scores /= brain_sd[:, None, None]
+    return scores.astype(np.float32, copy=False)
