@@ -30,13 +30,14 @@ CANDIDATES = {
     "value": {},
     "exact-one-pass": {},
     "exact-one-sided": {},
-    "exact-late": {},
-    "exact-factored": {},
-    "exact, detached": {"detached": True},
     "exact": {},
+    "exact-factored": {},
+    "exact-two-pass, detached": {"detached": True},
+    "exact-two-pass": {},
     "chain-one-pass": {},
     "chain-factored": {},
     "chain": {},
+    "chain-two-pass": {},
 }
 
 

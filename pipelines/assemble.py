@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from monai.inferers.inferer import SimpleInferer
 from torch import Tensor, nn
 
@@ -17,8 +17,10 @@ from models.errors import ModelError
 from models.networks import Classifier, build
 from models.records import Prediction
 from pipelines.config import DataSummary, RunConfig, TrainConfig
-from pipelines.errors import DataError, UsageError
+from pipelines.errors import UsageError
 from pipelines.feed import Pictures, pictures
+from pipelines.label_sets import task_of
+from pipelines.trainable import refuse_misshapen, refuse_untrainable, remarks_on
 from preprocessing.shards import Dataset, open_dataset
 
 SPLITS = ("train", "validation", "test")
@@ -50,17 +52,18 @@ def open_for_training(data: Path, *, image_size: int | None) -> TrainingData:
     ShardError
         The folder is no complete data set, or of another schema version.
     DataError
-        ``NO_LABELS``, ``ONE_CLASS``, ``EMPTY_SPLIT``, ``SHARED_PATIENTS``.
+        ``BAD_LABELS``, ``LABEL_SETS``, and as ``refuse_untrainable``.
     """
     dataset = open_dataset(data)
     summary = summarise(dataset, data)
     size = (image_size, image_size) if image_size else summary.picture_size
+    refuse_misshapen(dataset.layout, summary.classes)
     splits = {name: pictures(dataset.split(name), size, labelled=True) for name in SPLITS}
-    _refuse_untrainable(splits, np.asarray(dataset.labels), summary.classes)
-    _refuse_shared_patients(splits)
+    labels = np.asarray(dataset.labels)
+    refuse_untrainable(splits, labels, summary.classes)
     rows = {name: len(found) for name, found in splits.items()}
     summary = summary.model_copy(update={"rows": rows})
-    remarks = _remarks(splits, np.asarray(dataset.labels), summary.classes)
+    remarks = remarks_on(splits, labels, summary.classes)
     return TrainingData(summary=summary, splits=splits, remarks=remarks)
 
 
@@ -71,6 +74,7 @@ def summarise(dataset: Dataset, data: Path) -> DataSummary:
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     return DataSummary(
         name=dataset.name,
+        task=task_of(dataset.fields),
         classes=tuple(dataset.classes),
         in_channels=channels,
         picture_size=(height, width),
@@ -78,61 +82,6 @@ def summarise(dataset: Dataset, data: Path) -> DataSummary:
         recipe_config=dict(dataset.manifest.get("config", {})),
         manifest_sha256=digest,
     )
-
-
-def _refuse_untrainable(
-    splits: Mapping[str, Pictures], labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]
-) -> None:
-    if not (labels >= 0).any():
-        raise DataError(
-            "NO_LABELS",
-            f"none of the {len(labels)} samples has a label: build the data set again with "
-            "--labels CSV",
-        )
-    for name in ("train", "validation"):
-        if not len(splits[name]):
-            counts = ", ".join(f"{split} {len(found)}" for split, found in splits.items())
-            raise DataError(
-                "EMPTY_SPLIT",
-                f"the {name} split has no labelled sample ({counts}): build the data set from "
-                "more patients, or with other shares of the splits",
-            )
-    present = np.unique(splits["train"].labels)
-    if len(present) < 2:
-        raise DataError(
-            "ONE_CLASS",
-            f"all {len(splits['train'])} training samples are of the class "
-            f"'{classes[int(present[0])]}': a classifier needs at least two classes",
-        )
-
-
-def _refuse_shared_patients(splits: Mapping[str, Pictures]) -> None:
-    owners: dict[str, str] = {}
-    for name, found in splits.items():
-        for subject in set(found.subject_ids):
-            other = owners.setdefault(subject, name)
-            if other != name:
-                raise DataError(
-                    "SHARED_PATIENTS",
-                    f"a patient has samples in {other} and in {name}: scores would be too good; "
-                    "split the data set by patient",
-                )
-
-
-def _remarks(
-    splits: Mapping[str, Pictures], labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]
-) -> tuple[str, ...]:
-    remarks = []
-    unlabelled = int((labels < 0).sum())
-    if unlabelled:
-        remarks.append(f"{unlabelled} samples without a label take no part")
-    if not len(splits["test"]):
-        remarks.append("the test split is empty: no score on unseen patients is reported")
-    for name, found in splits.items():
-        absent = [kind for i, kind in enumerate(classes) if i not in found.labels]
-        if absent and len(found):
-            remarks.append(f"the {name} split holds no sample of: {', '.join(absent)}")
-    return tuple(remarks)
 
 
 def network_for(settings: TrainConfig, summary: DataSummary) -> Classifier:
@@ -181,13 +130,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
+HALVES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"bfloat16": torch.bfloat16, "float16": torch.float16}
+)
+
+
 class Forward(SimpleInferer):
-    """Run the network, under bfloat16 autocast where asked; no gradient scaling is needed then."""
+    """Run the network, under the autocast that the precision asks for."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         super().__init__()
-        wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-        self._device, self._half = device.type, wanted
+        if precision == "auto" and device.type == "cuda":
+            precision = "bfloat16"
+        self._device, self._half = device.type, HALVES.get(precision)
 
     def __call__(self, inputs: Tensor, network: nn.Module) -> Prediction:  # pyright: ignore[reportIncompatibleMethodOverride] - the engines pass no more
         """Predict a batch."""
@@ -195,9 +150,9 @@ class Forward(SimpleInferer):
             return network(inputs)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if not self._half:
+        if self._half is None:
             return nullcontext()
-        return torch.autocast(self._device, dtype=torch.bfloat16)
+        return torch.autocast(self._device, dtype=self._half)
 
 
 def to_device(

@@ -1,12 +1,13 @@
 """The command line. Heavy imports stand inside each command, so that ``--help`` answers at once.
 
 Human text and progress go to stderr, results asked for with ``--json`` to stdout. Exit codes: 0
-done, 1 with ``--strict`` when anything was excluded, 2 usage, 3 nothing usable in the input, 4 the
-output exists or is locked, 5 disk or input/output, 130 interrupted.
+done, 1 where a run of several failed, or with ``--strict`` anything was excluded, 2 usage, 3
+nothing usable in the input, 4 the output exists or is locked, 5 disk or input/output, 130
+interrupted.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -283,11 +284,7 @@ def inspect(
         console.existing(folder, "the folder")
         with console.bars() as progress:
             found = inspect_folder(folder, workers=console.worker_count(workers), progress=progress)
-    if as_json:
-        console.result(found)
-        return
-    for line in describe(found):
-        console.say(line)
+    console.tell(found, describe(found), as_json=as_json)
 
 
 @app.command()
@@ -327,52 +324,99 @@ def verify(
 
     with console.refusals():
         report = shards.verify(console.existing(data, "the data set"))
-    for problem in report.problems:
-        console.say(f"BROKEN {problem}")
-    if as_json:
-        console.result({"problems": list(report.problems), "counts": dict(report.counts)})
-    if report.problems:
-        console.fail(f"promises broken: {len(report.problems)}", console.NOTHING_USABLE)
-    console.say(f"{data}: every promise holds ({dict(report.counts)})")
+    console.tell_promises(report.problems, report.counts, data=data, as_json=as_json)
 
 
 @app.command()
 def train(
     data: Data,
     run: Annotated[Path, typer.Option("--run", "--out", help="Folder to write.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="paper-fdg-pet, paper-brats18 (each on the trunk of a paper-...-baseline run, "
+            "named by --from) or small; options, --config and --set win over it. What differs "
+            "from the paper on purpose, and why, is in the run's model card."
+        ),
+    ] = None,
     network: Annotated[str | None, typer.Option(help="resnet18, resnet50, ...")] = None,
     variant: Annotated[str | None, typer.Option(help="baseline, dual, exact, ...")] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Compare several: all, or names with commas between them.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each variant: mean, spread and intervals.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Compare --variants with this.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Several runs: so many at once.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option("--pretrained", help="A file of weights to start from.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A finished run to start from.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            help="What of --pretrained need not fit, such as head; or other-data, for --from a "
+            "run on another data set; may be repeated.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     set_: Set = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
     ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train a classifier with attention on prepared shards."""
-    from pipelines import console
-    from pipelines.config import TrainConfig
-    from pipelines.train import train as run_training
+    """Train a classifier with attention on prepared shards.
 
-    options = {"network": network, "variant": variant, "epochs": epochs, "seed": seed}
+    Says what it will ask of the machine before it begins.
+    """
+    from pipelines import console, train_console
+    from pipelines.config import TrainConfig
+    from pipelines.distributed import joined
+    from pipelines.start import Start
+
+    options = {
+        "preset": preset,
+        "network": network,
+        "variant": variant,
+        "epochs": epochs,
+        "seed": seed,
+    }
     given = {name: value for name, value in options.items() if value is not None}
-    with console.refusals(onwards="the same command with --resume goes on from here"):
+    with console.refusals(onwards=train_console.ONWARDS), joined() as processes:
         settings = TrainConfig.of(
             console.settings(config, console.merged(given, console.overrides(set_)))
         )
-        with console.bars() as progress:
-            report = run_training(
-                settings,
-                data=console.existing(data, "--data"),
-                run=run,
-                resume=resume,
-                progress=progress,
-            )
-    console.say(f"{run}: {report.summary()}")
-    if as_json:
-        console.result(report.as_json())
+        choices = train_console.TrainChoices(
+            data=console.existing(data, "--data"),
+            out=run,
+            start=Start(pretrained=pretrained, source=source, allow=tuple(allow or ())),
+            resume=resume,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+        grid = train_console.grid_of(
+            settings, variant=variant, variants=variants, seeds=seeds, against=against, jobs=jobs
+        )
+        if grid is None:
+            train_console.train_one(settings, choices, processes=processes)
+        else:
+            train_console.train_several(grid, choices)
+
+
+def _parametric_maps(folder: Path) -> Any:
+    try:
+        from pipelines.parametric_map import ParametricMaps
+    except ModuleNotFoundError:
+        return None
+    return ParametricMaps(folder=folder)
 
 
 @app.command()
@@ -386,47 +430,40 @@ def explain(
         Path | None, typer.Option("--dicom-dir", help="A new scan, in place of --data.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="attention, gradcam; may be repeated.")
+        list[str] | None,
+        typer.Option(help="gradcam, lrp, ...; may be repeated. all: whatever fits the network."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation, test or all.")] = None,
-    target: Annotated[str | None, typer.Option(help="prediction or truth.")] = None,
+    target: Annotated[str | None, typer.Option(help="Explain the prediction or truth.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold methods against random weights and maps.")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
+    dicom_out: Annotated[Path | None, typer.Option(help="Folder for maps as DICOM.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
     key: KeyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show where a trained classifier looked.
+    """Show where a trained classifier looked, and how far each map may be believed.
 
-    Maps, overlays, one page, and maps in the scan's own voxels.
+    Maps, overlays, a gallery of cases and methods, and maps in the scan's own voxels.
     """
-    from pipelines import console
-    from pipelines.config import ExplainConfig
-    from pipelines.explain import explain as run_explanation
+    from pipelines import console, explain_console
 
-    if (data is None) == (dicom_dir is None):
-        console.fail("explain needs either --data or --dicom-dir", console.USAGE)
-    options = {"methods": method or None, "split": split, "target": target}
-    given = {name: value for name, value in options.items() if value is not None}
-    with console.refusals(onwards="remove the unfinished --out folder and start again"):
-        settings = ExplainConfig.of(
-            console.settings(config, console.merged(given, console.overrides(set_)))
+    options = {"methods": method, "split": split, "target": target, "verify": verify}
+    with console.refusals(onwards=explain_console.ONWARDS):
+        settings = explain_console.settings_of(options | {"batch_size": batch_size}, config, set_)
+        choices = explain_console.ExplainChoices(
+            run=run,
+            out=out,
+            data=data,
+            dicom_dir=dicom_dir,
+            dicom_out=dicom_out,
+            key=key,
+            as_json=as_json,
         )
-        for path, what in ((data, "--data"), (dicom_dir, "--dicom-dir"), (run, "--run")):
-            if path is not None:
-                console.existing(path, what)
-        with console.bars() as progress:
-            report = run_explanation(
-                settings,
-                run=run,
-                out=out,
-                data=data,
-                dicom_dir=dicom_dir,
-                key=console.pseudonym_key(key, out) if dicom_dir else None,
-                progress=progress,
-            )
-    console.say(f"{out / 'index.html'}: {report.summary()}")
-    if as_json:
-        console.result(report.as_json())
+        explain_console.explain_and_tell(settings, choices, exporter=_parametric_maps)
 
 
 @app.command()
@@ -435,19 +472,7 @@ def doctor(as_json: Json = False) -> None:
     from pipelines import console
     from pipelines.doctor import diagnose
 
-    checks = diagnose()
-    if as_json:
-        console.result(
-            [
-                {"name": c.name, "status": c.status, "value": c.value, "advice": c.advice}
-                for c in checks
-            ]
-        )
-        return
-    for check in checks:
-        console.say(f"{check.status:<8} {check.name:<24} {check.value}")
-        if check.advice:
-            console.say(f"{'':<8} {'':<24} {check.advice}")
+    console.tell_checks(diagnose(), as_json=as_json)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipelines.presets import expanded
+
 # Not typing.Self: beartype, which checks the suite, knows it only on decorated classes.
 Settings = TypeVar("Settings", bound="StrictConfig")
 
@@ -149,8 +151,12 @@ class AugmentConfig(StrictConfig):
     """Largest angle either way."""
     translate: float = Field(default=0.04, ge=0, le=0.5)
     """Largest shift either way, as a share of the picture's side."""
+    zoom: float = Field(default=1.0, gt=0)
+    """Size that ``scale`` varies: 1.2 and 0.25 give 0.9 to 1.5 times the picture's own."""
     scale: float = Field(default=0.08, ge=0, lt=1)
     """Largest relative change of size either way."""
+    shear_deg: float = Field(default=0.0, ge=0, lt=90)
+    """Largest angle either way by which columns lean."""
     intensity: float = Field(default=0.15, ge=0, lt=1)
     """Largest relative change of contrast, and largest shift in standard deviations."""
 
@@ -158,6 +164,8 @@ class AugmentConfig(StrictConfig):
 class TrainConfig(StrictConfig):
     """How a classifier is trained."""
 
+    preset: str = ""
+    """A name in ``pipelines.presets.PRESETS``, whose settings hold where none is given here."""
     network: str = "resnet18"
     """A name in ``models.networks.NETWORKS``."""
     variant: str = "exact"
@@ -170,6 +178,17 @@ class TrainConfig(StrictConfig):
     """Side of the square that pictures are resampled to (area average); None keeps their own."""
     epochs: int = Field(default=40, ge=1)
     batch_size: int = Field(default=16, ge=1)
+    """Pictures behind one step of the optimiser."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a batch is computed in, one after the other. The gradient is that of the whole
+    batch, for a share of its memory; batch normalisation, and the variant ``dual-published``, see
+    one part at a time."""
+    freeze_trunk: bool = False
+    """Let only gates, witness and head learn: weights and batch-normalisation statistics of the
+    trunk stay those that the run starts from."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Adam with decoupled weight decay, Adam with the decay in the gradient, or gradient descent
+    with Nesterov's momentum of 0.9."""
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -178,7 +197,8 @@ class TrainConfig(StrictConfig):
     warmup_epochs: float = Field(default=1.0, ge=0)
     plateau_patience: int = Field(default=5, ge=1)
     balance: Literal["sampler", "loss", "none"] = "sampler"
-    """Draw every class equally often, or weight its loss by its rarity, or neither."""
+    """Draw every class equally often, or weight its loss by its rarity, or neither. A picture of
+    several classes has none to be drawn by: there ``sampler`` draws as ``none`` does."""
     alpha: float | None = Field(default=None, ge=0)
     """Weight of the consistency penalty; None takes the variant's own default."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -192,22 +212,38 @@ class TrainConfig(StrictConfig):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     feed: Literal["auto", "resident", "stream"] = "auto"
     """Hold the split in memory, or read every batch from the shards; the batches are the same."""
-    workers: int = Field(default=0, ge=0, le=64)
-    """Reading processes of the streaming feed."""
+    workers: int = Field(default=4, ge=0, le=64)
+    """Threads that read ahead of a streaming feed, and fill a resident one; with 0 the training
+    reads by itself, when it needs a batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast on CUDA, float32 on a CPU."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: bfloat16 autocast on CUDA, float32 on a CPU. ``float16``: for accelerators without
+    bfloat16; the loss is scaled, and steps whose gradient overflows are left out."""
+    compile: bool = False
+    """Train through ``torch.compile``; the first step takes a minute or more."""
+    deterministic: bool = False
+    """Use only kernels that repeat to the bit, and refuse operations that have none. On a CPU
+    training repeats without it; on CUDA it is slower."""
     checkpoint_iterations: int = Field(default=0, ge=0)
     """Also write ``last.ckpt`` every so many iterations; 0 writes it after each epoch only."""
     bootstrap: int = Field(default=1000, ge=0)
     """Resamples of the patients behind the intervals on the test scores."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset"):
+            return expanded(str(values["preset"]), values)
+        return values
 
 
 class DataSummary(StrictConfig):
     """What a run knows about the data set it was trained on."""
 
     name: str
+    task: Literal["multi-class", "multi-label"] = "multi-class"
+    """One class per picture (softmax), or any number of them, told one by one (sigmoid)."""
     classes: tuple[str, ...]
     in_channels: int = Field(ge=1)
     picture_size: tuple[int, int]
@@ -227,28 +263,79 @@ class Normalisation(StrictConfig):
     sd: tuple[float, ...]
 
 
+class Origin(StrictConfig):
+    """What a run's first weights were; where their file lies is not kept."""
+
+    kind: Literal["random", "file", "run"] = "random"
+    sha256: str = ""
+    """Of the file of weights."""
+    matched: int = Field(default=0, ge=0)
+    """Weights that were taken over as they are."""
+    adapted: tuple[str, ...] = ()
+    """Weights that were fitted to another number of channels or another grid."""
+    fresh: tuple[str, ...] = ()
+    """Weights that the file does not hold in their shape."""
+    unused: int = Field(default=0, ge=0)
+    """Weights of the file that the network has no place for."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of the scores should know about it."""
+
+
 class RunConfig(StrictConfig):
     """``config.yaml`` of a run: everything needed to rebuild the model and its preprocessing."""
 
     encoding_type: Literal["dualwitness-run"] = "dualwitness-run"
-    encoding_version: Literal["1.0"] = "1.0"
+    encoding_version: Literal["1.1"] = "1.1"
     data: DataSummary
     normalisation: Normalisation
     train: TrainConfig
+    origin: Origin = Field(default_factory=Origin)
+
+
+class CompareConfig(StrictConfig):
+    """A grid of trainings on one data set."""
+
+    variants: tuple[str, ...] = Field(min_length=1)
+    """Names in ``models.attention.ATTENTIONS``; ``all`` for those that the network can take."""
+    seeds: int = Field(default=1, ge=1)
+    """Runs of each variant, with the seeds from ``train.seed`` on."""
+    against: str = ""
+    """Variant that the others are compared with; where not named, ``baseline`` or the first."""
+    jobs: int = Field(default=1, ge=1)
+    """Runs at a time, each in a process with its share of the processors."""
+    train: TrainConfig
+    """Settings of every run but for ``variant`` and ``seed``."""
+
+
+class GridConfig(StrictConfig):
+    """``config.yaml`` of a comparison, written when its tables are."""
+
+    encoding_type: Literal["dualwitness-comparison"] = "dualwitness-comparison"
+    encoding_version: Literal["1.0"] = "1.0"
+    data: DataSummary
+    compare: CompareConfig
 
 
 class ExplainConfig(StrictConfig):
     """Which samples are explained, and how."""
 
-    methods: tuple[str, ...] = ("attention", "gradcam")
-    """Names in ``models.explainers.EXPLAINERS``."""
+    methods: tuple[str, ...] = ()
+    """Names in ``models.explainers.EXPLAINERS``, or ``all`` for those that the network can take.
+    None named: attention, where the network has any, and gradcam."""
+    verify: bool = False
+    """Hold every method against random weights and random maps before it explains."""
     split: Literal["train", "validation", "test", "all"] = "test"
     target: Literal["prediction", "truth"] = "prediction"
-    """The class a class-bound method explains."""
+    """The class a class-bound method explains. Where a picture may show several: the most probable
+    finding, or the most probable of the true ones (of all, where it shows none)."""
     batch_size: int = Field(default=8, ge=1)
+    """Pictures, or copies of them, that the network sees at once: it bounds the memory."""
     limit: int = Field(default=0, ge=0)
     """Explain only so many samples, in the order of the data set; 0 explains all."""
+    gallery: int = Field(default=6, ge=0, le=60)
+    """Cases in the gallery of cases and methods, of all classes in turn; 0 draws none."""
     overlays: bool = True
+    """Draw pictures; without them there is no gallery either."""
     volumes: bool = True
     """Carry maps back into patient space where the shards hold the depth of the projection."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

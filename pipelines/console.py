@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from rich.table import Table
 
 from pipelines.build import BuildReport, build, rehearse
 from pipelines.config import BuildConfig, ConfigError, read_yaml
-from pipelines.errors import PipelineError
+from pipelines.doctor import Check
+from pipelines.errors import PeerFailed, PipelineError
 from pipelines.progress import Progress
 from preprocessing import pseudonyms
 from preprocessing.errors import OutputError, PreprocessingError
@@ -64,6 +65,8 @@ def refusals(*, onwards: str = "the same command goes on from here") -> Iterator
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
+    except PeerFailed as error:
+        raise typer.Exit(error.exit_code) from None
     except PipelineError as error:
         fail(f"{error.code}: {error}", error.exit_code)
     except OutputError as error:
@@ -109,10 +112,16 @@ def bars() -> Iterator[Progress]:
 
 
 def existing(path: Path, what: str) -> Path:
-    """Return a folder that is there, or end the command."""
+    """Return a folder that is there.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
     if not path.is_dir():
         kind = "is a file, not a folder" if path.exists() else "does not exist"
-        fail(f"{what} {path} {kind}", USAGE)
+        raise ConfigError(f"{what} {path} {kind}")
     return path
 
 
@@ -124,12 +133,18 @@ def worker_count(workers: int) -> int:
 
 
 def overrides(pairs: list[str] | None) -> dict[str, Any]:
-    """Read ``key=value`` pairs; a dot reaches into a group, the value is read as YAML."""
+    """Read ``key=value`` pairs; a dot reaches into a group, the value is read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        A pair is none.
+    """
     values: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            fail(f"--set {pair!r} is not of the form key=value", USAGE)
+            raise ConfigError(f"--set {pair!r} is not of the form key=value")
         group = values
         *path, last = key.split(".")
         for part in path:
@@ -250,6 +265,40 @@ def build_data_set(name: str, config: BuildConfig, sources: Any, choices: BuildC
         )
     if choices.strict and report.exclusions:
         raise typer.Exit(1)
+
+
+def tell(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Give programs the value, or people the lines."""
+    if as_json:
+        result(value)
+        return
+    for line in lines:
+        say(line)
+
+
+def tell_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """Tell what this machine has and lacks."""
+    names = ("name", "status", "value", "advice")
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:<8} {check.name:<24} {check.value}")
+        if check.advice:
+            lines.append(f"{'':<8} {'':<24} {check.advice}")
+    plain = [{name: getattr(check, name) for name in names} for check in checks]
+    tell(plain, lines, as_json=as_json)
+
+
+def tell_promises(
+    problems: Sequence[str], counts: Mapping[str, int], *, data: Path, as_json: bool
+) -> None:
+    """Tell which promises of a data set are broken; where any is, end the command."""
+    for problem in problems:
+        say(f"BROKEN {problem}")
+    if as_json:
+        result({"problems": list(problems), "counts": dict(counts)})
+    if problems:
+        fail(f"promises broken: {len(problems)}", NOTHING_USABLE)
+    say(f"{data}: every promise holds ({dict(counts)})")
 
 
 def write_phantoms(name: str, out: Path, *, subjects: int, seed: int, sources: str) -> None:

@@ -14,16 +14,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
+from pipelines import run as run_files
 from pipelines.build import BuildReport, build
 from pipelines.config import TrainConfig
 from pipelines.demo_chains import DEMOS, Chain
 from pipelines.errors import RunExists, UsageError
-from pipelines.explain import ExplainReport, explain
+from pipelines.explain import explain
+from pipelines.explain_pictures import verdict_line
+from pipelines.explain_report import ExplainReport
 from pipelines.figures import Estimate
+from pipelines.label_sets import SEPARATOR
+from pipelines.outcome import TestScores
 from pipelines.pages import CaseView
 from pipelines.progress import Progress, silent
 from pipelines.report import Demo, demo_report, gain, pick_cases, verdict
-from pipelines.scores import SplitScores
 from pipelines.train import TrainReport, train
 from pipelines.workers import Workers
 from preprocessing.atomic_files import atomic_write
@@ -184,16 +191,18 @@ def _report(
 ) -> DemoReport:
     out, seed = demo.out, demo.seed
     scores = _estimates(trained.test)
+    task = run_files.read_config(out / "run").data.task
     page = Demo(
         ran=_ran(demo, built, trained, seconds),
         intake=_intake_rows(built),
         contact_sheet=next(iter(sorted((out / "data" / "qc").glob("contact*.png")))).read_bytes(),
         training_curves=(out / "run" / "curves.png").read_bytes(),
         scores=scores,
-        figures=_figures(out / "run"),
+        figures=_figures(out / "run", task),
         overlaps=explained.overlaps,
-        gallery=_gallery(out / "explanations", explained),
-        how=(*HOW, ("average precision", demo.chain.truth)),
+        gallery=_gallery(out / "explanations", explained, task),
+        chosen_by=CHOSEN_BY[any(overlap.measured for overlap in explained.overlaps)],
+        how=(*HOW[task], ("average precision of maps", demo.chain.truth)),
     )
     atomic_write(out / PAGE, demo_report(page, seed=seed).encode("utf-8"))
     measured = [overlap for overlap in explained.overlaps if overlap.measured]
@@ -201,31 +210,38 @@ def _report(
     return DemoReport(page=out / PAGE, verdict=" ".join(sentences))
 
 
-HOW = (
-    (
-        "balanced accuracy",
-        "mean over classes of the share of their test scans that were named rightly; interval from "
-        "resampled patients. The model was chosen on the validation patients only.",
+HOW: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "multi-class": (
+        (
+            "balanced accuracy",
+            "mean over classes of the share of their test scans that were named rightly; interval "
+            "from resampled patients. The model was chosen on the validation patients only.",
+        ),
+        (
+            "area under the ROC curve",
+            "each class against the rest, mean over classes; interval from resampled patients.",
+        ),
     ),
-    (
-        "area under the ROC curve",
-        "each class against the rest, mean over classes; interval from resampled patients.",
+    "multi-label": (
+        (
+            "area for a finding",
+            "under its ROC curve: pictures that show it against all others, whatever else they "
+            "show; the mean is over the findings. Intervals from resampled patients. The model was "
+            "chosen on the validation patients only.",
+        ),
+        (
+            "mean average precision",
+            "of the pictures ranked by a finding's probability, mean over findings; guessing gives "
+            "the share of pictures that show it.",
+        ),
     ),
-)
+}
 
 
-def _estimates(test: SplitScores | None) -> list[Estimate]:
-    if test is None:
-        return []
-    found = [
-        ("balanced accuracy", test.balanced_accuracy, test.chance),
-        ("accuracy", test.accuracy, None),
-        ("area under the ROC curve", test.auc, 0.5),
-    ]
+def _estimates(test: TestScores | None) -> list[Estimate]:
     return [
         Estimate(name=name, value=item.value, low=item.low, high=item.high, chance=chance)
-        for name, item, chance in found
-        if item is not None
+        for name, item, chance in (test.estimates() if test is not None else [])
     ]
 
 
@@ -263,33 +279,71 @@ def _intake_rows(built: BuildReport) -> list[dict[str, str | int | float]]:
     return rows
 
 
-def _figures(run: Path) -> list[tuple[str, bytes, str]]:
-    known = (
+FIGURES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "multi-class": (
         ("confusion.png", "Confusion", "Counts on the test patients; share of each true class."),
         ("roc.png", "ROC", "Each class against the rest, on the test patients."),
         ("calibration.png", "Calibration", "How often the model is right when it says so."),
-    )
+    ),
+    "multi-label": (
+        ("roc.png", "ROC", "Each finding on the test patients; the others in grey."),
+        ("calibration.png", "Calibration", "How often a finding is there when the model says so."),
+    ),
+}
+"""File, title and caption."""
+
+
+def _figures(run: Path, task: str) -> list[tuple[str, bytes, str]]:
     return [
         (title, (run / name).read_bytes(), caption)
-        for name, title, caption in known
+        for name, title, caption in FIGURES[task]
         if (run / name).exists()
     ]
 
 
-def _gallery(folder: Path, explained: ExplainReport) -> list[tuple[str, CaseView]]:
+CHOSEN_BY = {
+    True: "the average precision of the first method's map",
+    False: "the probability of the true class, of several the highest",
+}
+"""Whether a map was measured, to what the cases are chosen by."""
+
+
+def _gallery(folder: Path, explained: ExplainReport, task: str) -> list[tuple[str, CaseView]]:
     """Show the best, the median and the worst case of the first method that was measured."""
     measured = [overlap for overlap in explained.overlaps if overlap.measured]
-    if not measured:
-        return []
-    first = measured[0]
-    names = [str(row["sample_id"]) for row in explained.rows if row["method"] == first.method]
+    method = measured[0].method if measured else str(explained.rows[0]["method"])
+    rows = [row for row in explained.rows if row["method"] == method]
+    values = measured[0].model if measured else _certainties(rows, explained)
+    by = f" by {method}" if measured else ""
     return [
-        (f"{title} case by {first.method}", _case(folder, names[index], explained))
-        for title, index in pick_cases(first.model).items()
+        (f"{title} case{by}", _case(folder, str(rows[index]["sample_id"]), explained, task))
+        for title, index in pick_cases(values).items()
     ]
 
 
-def _case(folder: Path, name: str, explained: ExplainReport) -> CaseView:
+def _certainties(
+    rows: Sequence[Mapping[str, Any]], explained: ExplainReport
+) -> Float64[np.ndarray, " n"]:
+    """Probability of the true class, the highest of several; NaN without one."""
+    found = [
+        [explained.probabilities[str(row["sample_id"])][name] for name in _names(row)]
+        for row in rows
+    ]
+    return np.array([max(values, default=np.nan) for values in found])
+
+
+def _names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(filter(None, str(row["label"]).split(SEPARATOR)))
+
+
+def _about(row: Mapping[str, Any]) -> str:
+    about = f"for '{row['target']}'" if row["target"] else "not tied to a class"
+    if row.get("average_precision", "") != "":
+        about = f"average precision {row['average_precision']:.3f}"
+    return f"{about}. {verdict_line(str(row['verdict']), str(row['verdict_reason']))}"
+
+
+def _case(folder: Path, name: str, explained: ExplainReport, task: str) -> CaseView:
     rows: Sequence[Mapping[str, Any]] = [r for r in explained.rows if r["sample_id"] == name]
     overlays = folder / "overlays"
     images = [("scan", (overlays / f"{name}_scan.png").read_bytes(), "")]
@@ -297,16 +351,15 @@ def _case(folder: Path, name: str, explained: ExplainReport) -> CaseView:
         (
             str(row["method"]),
             (overlays / f"{name}_{row['method']}.png").read_bytes(),
-            f"average precision {row['average_precision']:.3f}"
-            if row["average_precision"] != ""
-            else "",
+            _about(row),
         )
         for row in rows
     ]
     return CaseView(
         sample_id=name,
-        label=str(rows[0]["label"]),
+        label=", ".join(_names(rows[0])),
         prediction=str(rows[0]["prediction"]),
+        findings=_names(rows[0]) if task == "multi-label" else None,
         probabilities=explained.probabilities[name],
         images=images,
     )

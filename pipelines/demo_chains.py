@@ -107,9 +107,7 @@ DEMOS: Mapping[str, Chain] = {
     ),
     "chestxray14": Chain(
         scans="synthetic chest radiographs in the files of ChestX-ray14, with four findings",
-        data_set=(
-            "square radiographs with label sets and boxes; those with exactly one finding train"
-        ),
+        data_set="square radiographs, each labelled with any number of findings, and with boxes",
         truth="there are no masks of findings here, only boxes: nothing is measured.",
         written_last="Data_Entry_2017_v2020.csv",
         phantoms={
@@ -118,12 +116,13 @@ DEMOS: Mapping[str, Chain] = {
         },
         build=ChestXray14Config(image_size=256),
         train=TrainConfig(
-            network="resnet10-narrow",
+            network="resnet18-narrow",
             variant="exact",
             image_size=128,
             epochs=60,
             batch_size=8,
             learning_rate=3e-3,
+            balance="loss",
         ),
         sources=_chest_sources,
     ),

@@ -7,7 +7,10 @@
     ├── DataError            3  the data set cannot train or be explained by this run
     ├── RunError             3  a run folder is incomplete, foreign or was altered
     ├── RunExists            4  the output folder exists or is locked
-    └── DivergedError        2  the loss is no longer a number; a setting must change
+    ├── DivergedError        2  the loss is no longer a number; a setting must change
+    ├── MemoryShortError     2  a batch does not fit into memory; a setting must change
+    ├── PeerFailed           1  another process of this training refused, and says why
+    └── PeerLost             1  another process of this training died or does not answer
 
 A message never holds an identifier, a date, a file name or a path of the user's data. The names of
 the files that a run itself consists of are not private and may appear. A full disk and a second
@@ -55,3 +58,19 @@ class RunExists(PipelineError):
 
 class DivergedError(PipelineError):
     """The loss is no longer a number."""
+
+
+class MemoryShortError(PipelineError):
+    """A batch, or what training keeps beside it, does not fit into memory."""
+
+
+class PeerFailed(PipelineError):
+    """Another process of the same training refused: it says why, and this one says nothing."""
+
+    exit_code = 1
+
+
+class PeerLost(PipelineError):
+    """Another process of the same training died, or does not answer."""
+
+    exit_code = 1

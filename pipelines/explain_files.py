@@ -1,20 +1,20 @@
-"""What explaining leaves: maps, overlays, volumes in patient space, tables and one page."""
+"""What explaining leaves in files: maps, volumes in patient space, tables and one page."""
 
 import io
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float32
 
-from models.networks import Classifier
-from pipelines import figures, pages
+from models.explainers.verify import WORDS
+from pipelines import label_sets, pages
 from pipelines import run as run_files
-from pipelines.config import ExplainConfig, RunConfig
-from pipelines.explain_sources import Scans
+from pipelines.explain_batches import is_number
+from pipelines.explain_records import PATIENT_SPACE, Map, Scan, Task, truth_fields
 from pipelines.report import Overlap, gain
 from pipelines.resampling import resample
 from preprocessing import nifti
@@ -22,112 +22,17 @@ from preprocessing.atomic_files import atomic_write
 from preprocessing.mip import back_project
 from preprocessing.records import Exclusion
 
-TABLE, PAGE = "explanations.csv", "index.html"
-MAPS, OVERLAYS, VOLUMES = "maps", "overlays", "volumes"
-PATIENT_SPACE = ("depth", "volume_affine", "volume_shape")
+TABLE, PAGE, VERIFICATION = "explanations.csv", "index.html", "verification.csv"
+MAPS, VOLUMES = "maps", "volumes"
 INTRO = (
     "The colour shows what the model used, not what is there; a wrong prediction can have a tidy "
     "map. For research; not for diagnosis.",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What stays the same from the first to the last scan."""
-
-    config: RunConfig
-    settings: ExplainConfig
-    scans: Scans = field(repr=False)
-    network: Classifier = field(repr=False)
-    device: torch.device
-    out: Path
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.config.data.classes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """One scan with the fields that its explanation is drawn with."""
-
-    name: str
-    index: int
-    label: int
-    probabilities: Float64[np.ndarray, " k"]
-    arrays: Mapping[str, np.ndarray] = field(repr=False)
-
-    @property
-    def prediction(self) -> int:
-        """Return the most probable class."""
-        return int(self.probabilities.argmax())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Map:
-    """One map of one scan."""
-
-    method: str
-    target: int
-    signed: bool
-    values: Float32[np.ndarray, "h w"]
-    scores: Mapping[str, float]
-
-
-def _background(task: Task, scan: Scan) -> tuple[Float[np.ndarray, "row column"], str]:
-    """Return the projection and its unit; else the last channel (FLAIR, of brains) as it is."""
-    if "suv" in scan.arrays:
-        paper = task.config.data.recipe_config.get("suv_formula") == "paper"
-        return scan.arrays["suv"].astype(np.float32), "paper" if paper else "SUV"
-    channel = scan.arrays["image"][-1].astype(np.float32)
-    low, high = float(channel.min()), float(channel.max())
-    # Air is black in a radiograph and in magnetic resonance: the figure inverts.
-    return figures.SUV_BLACK * (1 - (channel - low) / max(high - low, 1e-6)), ""
-
-
-def _extent_mm(task: Task, scan: Scan) -> tuple[float, float] | None:
-    if not {"volume_affine", "volume_shape"} <= scan.arrays.keys():
-        return None
-    return figures.picture_extent_mm(
-        scan.arrays["volume_affine"],
-        scan.arrays["volume_shape"],
-        keep_aspect=bool(task.config.data.recipe_config.get("keep_aspect", False)),
-    )
-
-
-def draw(task: Task, scan: Scan, maps: Sequence[Map]) -> list[tuple[str, bytes, str]]:
-    """Draw the scan alone and each map over it, and write them as PNG."""
-    if not task.settings.overlays:
-        return []
-    (suv, unit), extent = _background(task, scan), _extent_mm(task, scan)
-    mask = scan.arrays.get("mask")
-    mask = mask if mask is not None and mask.any() else None
-    images = [("scan", figures.overlay(suv, mask=mask, unit=unit, extent_mm=extent), "")]
-    for found in maps:
-        caption = _caption(task, found)
-        png = figures.overlay(
-            suv,
-            found.values,
-            mask=mask,
-            unit=unit,
-            extent_mm=extent,
-            signed=found.signed,
-            title=found.method,
-        )
-        images.append((found.method, png, caption))
-    for name, png, _ in images:
-        atomic_write(task.out / OVERLAYS / f"{scan.name}_{name}.png", png)
-    return images
-
-
-def _caption(task: Task, found: Map) -> str:
-    about = "not tied to a class" if found.target < 0 else f"for '{task.classes[found.target]}'"
-    precision = found.scores.get("average_precision", float("nan"))
-    if not np.isfinite(precision):
-        return about
-    uniform = found.scores["uniform_average_precision"]
-    return f"{about}; average precision {precision:.3f} (a uniform map: {uniform:.3f})"
+CHECKED_NOTE = (
+    "The model's weights are replaced by random ones: a map that stays shows the picture, not the "
+    "model. 'Randomised' is the rank correlation with such maps, 'by chance' that with the same "
+    "maps flipped and shifted, 'repeated' the change when the map is asked for again."
+)
 
 
 def write(task: Task, scan: Scan, maps: Sequence[Map]) -> list[dict[str, Any]]:
@@ -141,36 +46,63 @@ def write(task: Task, scan: Scan, maps: Sequence[Map]) -> list[dict[str, Any]]:
 
 
 def _row(task: Task, scan: Scan, found: Map, file: str) -> dict[str, Any]:
-    method, _, level = found.method.partition("-")
     shown = scan.prediction if found.target < 0 else found.target
     scores = {name: value if np.isfinite(value) else "" for name, value in found.scores.items()}
     return {
         "sample_id": scan.name,
         "subject_id": task.scans.subject_ids[scan.index],
         "split": task.scans.splits[scan.index],
-        "label": task.classes[scan.label] if scan.label >= 0 else "",
+        "label": label_sets.SEPARATOR.join(scan.truth(task.classes)),
         "prediction": task.classes[scan.prediction],
         "method": found.method,
-        "explainer": method,
-        "level": level,
+        "explainer": found.explainer,
+        "level": found.level,
         "target": "" if found.target < 0 else task.classes[found.target],
         "probability": round(float(scan.probabilities[shown]), 6),
+        "signed": found.signed,
+        "verdict": found.word,
+        "verdict_reason": found.reason,
+        "law": found.law,
+        "residual": _residual(found),
         "map": file,
         "volume": _write_volume(task, scan, found),
         **scores,
     }
 
 
-def _write_volume(task: Task, scan: Scan, found: Map) -> str:
-    """Carry a map back into the scan's voxels; empty where the data set holds no depth."""
-    if not task.settings.volumes or not set(PATIENT_SPACE) <= scan.arrays.keys():
-        return ""
+def _residual(found: Map) -> float | str:
+    """Return a number, "" without a law, and a word for what is no number."""
+    if found.residual is None or is_number(found.residual):
+        return "" if found.residual is None else found.residual
+    return "nan" if math.isnan(found.residual) else "infinite"
+
+
+def has_volume(scan: Scan) -> bool:
+    """Tell whether the scan's maps can be carried back into its voxels."""
+    return set(PATIENT_SPACE) <= scan.arrays.keys()
+
+
+def volume_of(scan: Scan, found: Map) -> Float32[np.ndarray, "z y x"]:
+    """Carry a map back into the scan's voxels.
+
+    Raises
+    ------
+    ProjectionError
+        The depth does not belong to the volume.
+    """
     depth = scan.arrays["depth"]
     values = resample(found.values, *depth.shape)
     z, y, x = (int(side) for side in scan.arrays["volume_shape"])
-    voxels = back_project(values, depth.astype(np.int32), (z, y, x))
+    return back_project(values, depth.astype(np.int32), (z, y, x))
+
+
+def _write_volume(task: Task, scan: Scan, found: Map) -> str:
+    """Write a map in the scan's voxels; empty where the data set holds no depth."""
+    if not task.settings.volumes or not has_volume(scan):
+        return ""
     file = f"{VOLUMES}/{scan.name}_{found.method}.nii.gz"
-    nifti.save(task.out / file, (voxels, scan.arrays["volume_affine"].astype(np.float64)))
+    affine = scan.arrays["volume_affine"].astype(np.float64)
+    nifti.save(task.out / file, (volume_of(scan, found), affine))
     return file
 
 
@@ -200,37 +132,29 @@ def overlaps_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Overlap, ...]:
     return tuple(overlaps)
 
 
-def case_view(task: Task, scan: Scan, images: Sequence[tuple[str, bytes, str]]) -> pages.CaseView:
-    """Show one scan with its class, its pictures and what its reading warned of."""
-    provenance = task.scans[scan.index].provenance
-    notes = [f"SUV route: {provenance['suv_route']}"] if provenance.get("suv_route") else []
-    if provenance.get("warnings"):
-        notes.append(f"Warnings: {provenance['warnings']}")
-    named = zip(task.classes, scan.probabilities, strict=True)
-    return pages.CaseView(
-        sample_id=scan.name,
-        label=task.classes[scan.label] if scan.label >= 0 else "",
-        prediction=task.classes[scan.prediction],
-        probabilities={name: float(value) for name, value in named},
-        images=images,
-        notes=notes,
-    )
-
-
 def write_predictions(task: Task, probabilities: Mapping[str, Mapping[str, float]]) -> None:
     """Write ``predictions.csv``."""
     rows = []
     for i, (name, found) in enumerate(probabilities.items()):
-        label = int(task.scans.labels[i])
         row: dict[str, Any] = {
             "sample_id": name,
             "subject_id": task.scans.subject_ids[i],
             "split": task.scans.splits[i],
-            "label": task.classes[label] if label >= 0 else "",
-            "prediction": max(found, key=found.__getitem__),
         }
-        rows.append(row | {f"probability_{kind}": f"{p:.6f}" for kind, p in found.items()})
+        rows.append(row | _answers(task, i, found))
     run_files.write_table(task.out / run_files.PREDICTIONS, rows)
+
+
+def _answers(task: Task, i: int, found: Mapping[str, float]) -> dict[str, str]:
+    if truth_fields(task):
+        label_set = task.scans.read(i, (label_sets.FIELD,))[label_sets.FIELD]
+        return label_sets.columns(label_set, np.array(list(found.values())), task.classes)
+    label = int(task.scans.labels[i])
+    return {
+        "label": task.classes[label] if label >= 0 else "",
+        "prediction": max(found, key=found.__getitem__),
+        **{f"probability_{kind}": f"{p:.6f}" for kind, p in found.items()},
+    }
 
 
 def write_exclusions(task: Task, exclusions: Sequence[Exclusion]) -> None:
@@ -239,25 +163,109 @@ def write_exclusions(task: Task, exclusions: Sequence[Exclusion]) -> None:
         run_files.write_table(task.out / "exclusions.csv", [asdict(item) for item in exclusions])
 
 
+def write_verification(task: Task, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``verification.csv`` where methods were checked."""
+    if rows:
+        run_files.write_table(task.out / VERIFICATION, rows)
+
+
+def tables_of(
+    rows: Sequence[Mapping[str, Any]],
+    verification: Sequence[Mapping[str, Any]],
+    left_out: Mapping[str, str],
+) -> list[pages.Table]:
+    """Tables of a page: verdicts of the maps, checks of the methods, what cannot explain the run.
+
+    Parameters
+    ----------
+    rows
+        Those of ``explanations.csv``.
+    verification
+        Those of ``verification.csv``.
+    left_out
+        Method -> reason.
+    """
+    return [
+        pages.Table(
+            heading="Verdicts",
+            rows=[_verdict_row(name, rows) for name in dict.fromkeys(r["method"] for r in rows)],
+            note="Each map is held to what its own method promises. The residual is the share by "
+            "which it misses that; the middle one and the largest are shown.",
+        ),
+        pages.Table(
+            heading="Does the method explain this model?",
+            rows=[_check_row(row) for row in verification],
+            note=CHECKED_NOTE,
+        ),
+        pages.Table(
+            heading="Methods that this network cannot be explained by",
+            rows=[{"method": name, "reason": reason} for name, reason in left_out.items()],
+        ),
+    ]
+
+
+def _verdict_row(name: str, rows: Sequence[Mapping[str, Any]]) -> pages.Row:
+    own = [row for row in rows if row["method"] == name]
+    counts = Counter(row["verdict"] for row in own)
+    residuals = [row["residual"] for row in own if isinstance(row["residual"], float)]
+    worst = max(own, key=lambda row: _severity(row["verdict"]))
+    return {
+        "map": name,
+        **{word: counts[word] for word in WORDS},
+        "not checked": counts[""],
+        "law": str(own[0]["law"]),
+        "median residual": f"{np.median(residuals):.2g}" if residuals else "",
+        "largest": f"{max(residuals):.2g}" if residuals else "",
+        "the worst map's reason": str(worst["verdict_reason"]),
+    }
+
+
+def _severity(word: str) -> int:
+    return ("", *WORDS).index(word)
+
+
+def _check_row(row: Mapping[str, Any]) -> pages.Row:
+    return {
+        "method": row["method"],
+        "verdict": row["verdict"],
+        "randomised": row["randomised_similarity"],
+        "by chance": row["random_similarity"],
+        "repeated": row["repeat_difference"],
+        "median residual": row["law_residual"],
+        "reason": row["reason"],
+    }
+
+
 def page(
     task: Task,
     cases: Sequence[pages.CaseView],
     overlaps: Sequence[Overlap],
-    exclusions: Sequence[Exclusion],
-    total: int,
+    *,
+    notes: Sequence[str],
+    tables: Sequence[pages.Table],
+    gallery: str,
 ) -> str:
-    """Return ``index.html``."""
-    intro: list[str] = list(INTRO)
-    if total > len(cases):
-        intro.append(
-            f"The first {len(cases)} of {total} scans are shown here; the pictures of all are in "
-            f"the folder {OVERLAYS}."
-        )
-    intro += [f"Refused, {item.code}: {item.detail}" for item in exclusions]
+    """Return ``index.html``; ``gallery`` is the name of the gallery's page, "" without one."""
     settings = task.config.train
-    title = f"{settings.network} / {settings.variant} on {task.config.data.name}"
-    summary = [_summary_row(overlap) for overlap in overlaps if overlap.measured]
-    return pages.explanation_page(title, cases=cases, summary=summary, intro=intro)
+    intro = [*INTRO, *_about_target(task)]
+    if task.count > len(cases):
+        intro.append(
+            f"The first {len(cases)} of {task.count} scans are shown here; the pictures of all are "
+            "in the folder overlays."
+        )
+    return pages.explanation_page(
+        f"{settings.network} / {settings.variant} on {task.config.data.name}",
+        cases=cases,
+        summary=[_summary_row(overlap) for overlap in overlaps if overlap.measured],
+        intro=[*intro, *notes],
+        tables=tables,
+        gallery=gallery,
+    )
+
+
+def _about_target(task: Task) -> tuple[str, ...]:
+    kind = "predicted" if task.settings.target == "prediction" else "true (where known)"
+    return (f"Maps that are tied to a class explain the {kind} class.",)
 
 
 def _summary_row(overlap: Overlap) -> dict[str, str | int | float]:

@@ -4,16 +4,21 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
 from pipelines.build import derive_examples
-from pipelines.config import ConfigError, DataSummary, RunConfig
+from pipelines.config import BuildConfig, ConfigError, DataSummary, RunConfig
 from pipelines.errors import DataError, RunError, UsageError
+from pipelines.label_sets import FIELD, task_of
 from pipelines.progress import Progress, silent
-from pipelines.recipes import RECIPES
+from pipelines.recipes import RECIPES, Recipe
+from pipelines.trainable import refuse_misshapen
+from preprocessing.fdg_pet import PetCase
+from preprocessing.intake_records import SeriesIntake
+from preprocessing.pseudonyms import Pseudonyms
 from preprocessing.records import Example, Exclusion
 from preprocessing.shards import open_dataset
 
@@ -58,9 +63,17 @@ class Scans(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewScans:
-    """Examples in memory with the interface of a data set view."""
+    """Examples in memory with the interface of a data set view.
+
+    Attributes
+    ----------
+    series
+        ``sample_id`` -> the DICOM series that the example was derived from; empty where the recipe
+        reads no DICOM, or nobody asked.
+    """
 
     examples: tuple[Example, ...] = field(repr=False)
+    series: Mapping[str, SeriesIntake] = field(default_factory=dict, repr=False)
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
@@ -104,11 +117,14 @@ def from_dataset(data: Path, config: RunConfig, *, split: str) -> Scans:
     ShardError
         The folder is no complete data set.
     DataError
-        ``EMPTY_SPLIT``, or ``RUN_DATA_MISMATCH`` where its pictures or classes are not the run's.
+        ``EMPTY_SPLIT``, ``LABEL_SETS``, or ``RUN_DATA_MISMATCH`` where its pictures, its classes
+        or the kind of its labels are not the run's.
     """
     dataset = open_dataset(data)
     channels, height, width = dataset.layout["image"].shape
     _refuse_mismatch(config.data, tuple(dataset.classes), (channels, height, width))
+    _refuse_other_task(config.data, dataset.fields)
+    refuse_misshapen(dataset.layout, dataset.classes)
     view = dataset if split == "all" else dataset.split(split)
     if not len(view):
         raise DataError(
@@ -119,14 +135,21 @@ def from_dataset(data: Path, config: RunConfig, *, split: str) -> Scans:
 
 
 def from_dicom(
-    folder: Path, config: RunConfig, *, key: bytes | None, progress: Progress = silent
-) -> tuple[Scans, tuple[Exclusion, ...]]:
+    folder: Path,
+    config: RunConfig,
+    *,
+    key: bytes | None,
+    with_series: bool = False,
+    progress: Progress = silent,
+) -> tuple[NewScans, tuple[Exclusion, ...]]:
     """Read new scans with the recipe and the settings that the run's data set was built with.
 
     Parameters
     ----------
     key
         Pseudonym key; None draws one, so that the pseudonyms cannot be linked to any other.
+    with_series
+        Keep, beside each example, the series that it came from.
 
     Raises
     ------
@@ -154,7 +177,16 @@ def from_dicom(
     examples, exclusions = derive_examples(name, settings, sources, key=key, progress=progress)
     channels, height, width = examples[0].arrays["image"].shape
     _refuse_mismatch(config.data, recipe.classes, (channels, height, width))
-    return NewScans(examples=tuple(examples)), tuple(exclusions)
+    series = _series(recipe, settings, sources, key) if with_series else {}
+    return NewScans(examples=tuple(examples), series=series), tuple(exclusions)
+
+
+def _series(
+    recipe: Recipe, settings: BuildConfig, sources: Any, key: bytes
+) -> dict[str, SeriesIntake]:
+    """Read the headers once more: an example knows no file, and must not."""
+    found = recipe.discover(sources, settings, Pseudonyms(key), map, silent)
+    return {case.case_id: case.series for case in found.cases if isinstance(case, PetCase)}
 
 
 def _refuse_mismatch(
@@ -172,6 +204,17 @@ def _refuse_mismatch(
             "RUN_DATA_MISMATCH",
             f"the classes are {', '.join(classes)}, the run was trained on "
             f"{', '.join(data.classes)}: name the data set or the run that belongs to it",
+        )
+
+
+def _refuse_other_task(data: DataSummary, fields: Sequence[str]) -> None:
+    task = task_of(fields)
+    if task != data.task:
+        raise DataError(
+            "RUN_DATA_MISMATCH",
+            f"the labels are {task} ('{FIELD}' {'is' if FIELD in fields else 'is not'} among the "
+            f"fields), the run was trained on {data.task} ones: name the data set or the run that "
+            "belongs to it",
         )
 
 

@@ -4,15 +4,17 @@ A scan is drawn as a nuclear-medicine physician reads it: inverted grey, white i
 black is ``suv_max``; the patient's right is on the viewer's left. All scans share one window unless
 the caller says otherwise, so that two pictures can be compared. A map lies on top in colour that
 fades with its importance, scaled to its own peak; the colour bar says how many times the map's mean
-that peak is, so that a map without contrast cannot pass for a finding.
+that peak is, so that a map without contrast cannot pass for a finding. Maps of single pixels, whose
+peaks are specks, are in full colour from their 99th percentile on, and say so.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from pipelines.finding_plots import calibration_of_each, roc_of_each
+from pipelines.marks import COLOURS, label_of, marked
 from pipelines.pictures import (
     CONTOUR,
     QUIET,
@@ -24,27 +26,36 @@ from pipelines.pictures import (
 )
 from pipelines.plots import Estimate, bars, calibration, confusion, curves, roc
 from pipelines.resampling import inverted_grey, resample
+from pipelines.svg_canvas import Surface
 
 __all__ = [
     "SUV_BLACK",
     "Estimate",
-    "PanelCase",
+    "Legend",
+    "ScanPicture",
     "bars",
     "calibration",
+    "calibration_of_each",
     "confusion",
     "curves",
+    "full_colour",
     "overlay",
-    "panel",
     "picture_extent_mm",
     "roc",
+    "roc_of_each",
+    "scale_lines",
+    "write_sides",
 ]
 
 SUV_BLACK = 7.0
 """SUV shown black unless the caller says otherwise: liver is grey, brain and bladder are black."""
 PICTURE_HEIGHT = 640
-PANEL_HEIGHT = 400
 MARGIN = 18
 BAR_COLUMN = 124
+COARSE_CELLS = 64 * 64
+"""Up to so many cells, a map is scaled to its peak."""
+FULL_COLOUR = 0.99
+"""Share of a finer map's cells, zeros aside, that are not in full colour."""
 NEGATIVE_TOLERANCE = 1e-6
 """Share of the peak below which a negative value of an unsigned map is rounding."""
 
@@ -58,6 +69,7 @@ def overlay(
     unit: str = "SUV",
     extent_mm: tuple[float, float] | None = None,
     signed: bool = False,
+    word: str | None = None,
     title: str = "",
     caption: str = "",
 ) -> bytes:
@@ -80,6 +92,9 @@ def overlay(
         pixels. See ``picture_extent_mm``.
     signed
         Values below zero speak against the class: blue below zero, red above.
+    word
+        Verdict over the map, written above the caption; a doubtful map is framed, a refused one
+        struck through. "" says that it was not checked, None says nothing.
     title, caption
         Plain text above and below.
 
@@ -94,27 +109,32 @@ def overlay(
         If a picture is empty or not finite, shapes do not fit, or a map that is not ``signed``
         holds negative values.
     """
-    scan = _Scan(suv=suv, mask=mask, suv_max=suv_max, extent_mm=extent_mm)
+    scan = ScanPicture(suv=suv, mask=mask, suv_max=suv_max, extent_mm=extent_mm)
     height, width = PICTURE_HEIGHT, scan.width(PICTURE_HEIGHT)
     total = max(width, 300) + BAR_COLUMN + 2 * MARGIN
     heading = wrap(title, total - 2 * MARGIN, size=20, lines=2)
     footer = wrap(caption, total - 2 * MARGIN, lines=5)
     top = MARGIN + 27 * len(heading) + 24
-    bottom = top + height + 12 + 23 * len(footer)
+    below = top + height + 12
+    bottom = below + 23 * (len(footer) + (word is not None))
     canvas = Canvas(bottom + MARGIN, total)
     for line, text in enumerate(heading):
         canvas.write(text, MARGIN, MARGIN + 27 * line, size=20, weight="bold")
     left = MARGIN + (total - 2 * MARGIN - BAR_COLUMN - width) // 2
-    canvas.paste(scan.draw(values, height=height, signed=signed), left, top)
-    _write_sides(canvas, left, top - 23, width)
-    legend = _Legend(canvas, left=left + width + 24, top=top, length=150)
+    picture = scan.draw(values, height=height, signed=signed)
+    canvas.paste(marked(picture, word or ""), left, top)
+    write_sides(canvas, left, top - 23, width)
+    legend = Legend(canvas, left=left + width + 24, top=top, length=150)
     legend.grey(scan.black, unit)
     if values is not None:
-        legend.map(_peak_label(values, signed=signed).replace(" × ", " ×\n"), signed=signed)
+        legend.map(_bar_label(values, signed=signed), signed=signed)
     if mask is not None:
         legend.contour()
+    if word is not None:
+        canvas.write(label_of(word), MARGIN, below, colour=COLOURS[word], weight="bold")
+        below += 23
     for line, text in enumerate(footer):
-        canvas.write(text, MARGIN, top + height + 12 + 23 * line, colour=QUIET)
+        canvas.write(text, MARGIN, below + 23 * line, colour=QUIET)
     return canvas.png()
 
 
@@ -136,86 +156,13 @@ def picture_extent_mm(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PanelCase:
-    """One row of a gallery.
+class ScanPicture:
+    """A projection with what is drawn on it besides a map; the fields are those of ``overlay``."""
 
-    Attributes
-    ----------
-    name
-        Written over the row: pseudonym, true and predicted class.
-    suv
-        The projection in SUV.
-    maps
-        Method -> importance on any grid that covers the picture.
-    mask
-        True region, drawn as a contour on every picture of the row.
-    extent_mm
-        Height and width of the picture; None means square pixels.
-    notes
-        Method -> one short line under its picture (a score, a verdict).
-    """
-
-    name: str
     suv: Float[np.ndarray, "row column"]
-    maps: Mapping[str, Float[np.ndarray, "_map_row _map_column"]]
     mask: Shaped[np.ndarray, "mask_row mask_column"] | None = None
+    suv_max: float | None = None
     extent_mm: tuple[float, float] | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
-
-
-def panel(
-    cases: Sequence[PanelCase],
-    *,
-    suv_max: float | None = None,
-    unit: str = "SUV",
-    signed: Sequence[str] = (),
-) -> bytes:
-    """Draw a gallery: one row per case, the scan first and then one column per method.
-
-    Methods keep the order of their first appearance. Every map is scaled to its own peak, which is
-    written under it as a multiple of the map's mean (of the largest magnitude where the method is
-    among ``signed``). A case without a method shows a dash.
-
-    Raises
-    ------
-    ValueError
-        Without cases, and for whatever ``overlay`` refuses.
-    """
-    if not cases:
-        raise ValueError("no case to draw: a panel needs at least one")
-    scans = [
-        _Scan(suv=case.suv, mask=case.mask, suv_max=suv_max, extent_mm=case.extent_mm)
-        for case in cases
-    ]
-    methods = list(dict.fromkeys(method for case in cases for method in case.maps))
-    column = max(170, *(scan.width(PANEL_HEIGHT) for scan in scans)) + MARGIN
-    row = PANEL_HEIGHT + 80
-    canvas = Canvas(
-        MARGIN + 24 + row * len(cases), 2 * MARGIN + column * (1 + len(methods)) + BAR_COLUMN
-    )
-    for index, method in enumerate(["scan", *methods]):
-        canvas.write(method, MARGIN + index * column, MARGIN, weight="bold", size=16)
-    for index, (case, scan) in enumerate(zip(cases, scans, strict=True)):
-        top = MARGIN + 24 + row * index
-        canvas.write(case.name, MARGIN, top, colour=QUIET)
-        canvas.paste(scan.draw(None, height=PANEL_HEIGHT), MARGIN, top + 24)
-        _write_sides(canvas, MARGIN, top + 24 + PANEL_HEIGHT + 8, scan.width(PANEL_HEIGHT))
-        for place, method in enumerate(methods, start=1):
-            corner = MARGIN + place * column, top + 24
-            _draw_cell(canvas, case, scan, method=method, signed=method in signed, corner=corner)
-    left = MARGIN + (1 + len(methods)) * column
-    _panel_legend(canvas, scans, methods=methods, signed=signed, unit=unit, left=left)
-    return canvas.png()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scan:
-    """A projection with what is drawn on it besides a map."""
-
-    suv: Float[np.ndarray, "row column"]
-    mask: Shaped[np.ndarray, "mask_row mask_column"] | None
-    suv_max: float | None
-    extent_mm: tuple[float, float] | None
 
     def __post_init__(self) -> None:
         _check_picture("the SUV projection", self.suv)
@@ -228,9 +175,11 @@ class _Scan:
 
     @property
     def black(self) -> float:
+        """Return the SUV shown black."""
         return SUV_BLACK if self.suv_max is None else self.suv_max
 
     def width(self, height: int) -> int:
+        """Return the width that keeps the patient in proportion."""
         tall, wide = self.suv.shape if self.extent_mm is None else self.extent_mm
         return round(height * min(max(wide / tall, 0.2), 2.0))
 
@@ -241,12 +190,13 @@ class _Scan:
         height: int,
         signed: bool = False,
     ) -> UInt8[np.ndarray, "_height _width 3"]:
+        """Draw the projection, a map over it, and the true region's contour."""
         width = self.width(height)
         picture = inverted_grey(resample(self.suv, height, width), self.black)
         if values is not None:
-            peak = _peak(values, signed=signed)
+            full = full_colour(values, signed=signed)  # refuses what cannot be resampled
             smooth = resample(values, height, width)
-            picture = blend(picture, smooth, peak=peak, signed=signed)
+            picture = blend(picture, smooth, peak=full, signed=signed)
         if self.mask is not None:
             picture = outline(picture, shrink_mask(self.mask, height, width))
         return picture
@@ -269,69 +219,66 @@ def _peak(values: Float[np.ndarray, "row column"], *, signed: bool) -> float:
     return largest
 
 
-def _peak_label(values: Float[np.ndarray, "row column"], *, signed: bool) -> str:
+def full_colour(values: Float[np.ndarray, "row column"], *, signed: bool) -> float:
+    """Return the magnitude from which a map is in full colour.
+
+    Raises
+    ------
+    ValueError
+        If the map is empty or not finite, or is not ``signed`` and holds negative values.
+    """
     peak = _peak(values, signed=signed)
+    if values.size <= COARSE_CELLS or peak == 0:
+        return peak
+    magnitudes = np.abs(values[values != 0])
+    return float(np.quantile(magnitudes, FULL_COLOUR))
+
+
+def scale_lines(values: Float[np.ndarray, "row column"], *, signed: bool) -> tuple[str, ...]:
+    """Say how large a map's peak is and, where that is another value, what has full colour.
+
+    A magnitude for maps with signs, a multiple of the mean for others.
+    """
+    peak, full = _peak(values, signed=signed), full_colour(values, signed=signed)
+    if peak == 0:
+        return ("zero everywhere",)
+    line = f"peak {_amount(peak, values, signed=signed)}"
+    return (
+        (line,) if full == peak else (line, f"full colour {_amount(full, values, signed=signed)}")
+    )
+
+
+def _amount(value: float, values: Float[np.ndarray, "row column"], *, signed: bool) -> str:
+    if signed:
+        return f"±{value:.2g}"
+    return f"{value / float(values.mean(dtype=np.float64)):.3g} × mean"
+
+
+def _bar_label(values: Float[np.ndarray, "row column"], *, signed: bool) -> str:
+    peak, full = _peak(values, signed=signed), full_colour(values, signed=signed)
     if peak == 0:
         return "zero everywhere"
-    if signed:
-        return f"±{peak:.2g}"
-    return f"{peak / float(values.mean(dtype=np.float64)):.3g} × mean"
+    label = _amount(full, values, signed=signed).replace(" × ", " ×\n")
+    return label if full == peak else f"{label}\nor more"
 
 
-def _write_sides(canvas: Canvas, left: int, top: int, width: int) -> None:
+def write_sides(canvas: Surface, left: int, top: int, width: int) -> None:
+    """Say which side of the patient lies where, above a picture."""
     canvas.write("R", left, top, colour=QUIET, weight="bold")
     canvas.write("L", left + width, top, colour=QUIET, weight="bold", align="right")
 
 
-def _draw_cell(
-    canvas: Canvas,
-    case: PanelCase,
-    scan: _Scan,
-    *,
-    method: str,
-    signed: bool,
-    corner: tuple[int, int],
-) -> None:
-    left, top = corner
-    if method not in case.maps:
-        canvas.write("–", left, top, colour=QUIET)
-        return
-    values = case.maps[method]
-    canvas.paste(scan.draw(values, height=PANEL_HEIGHT, signed=signed), left, top)
-    lines = f"peak {_peak_label(values, signed=signed)}", case.notes.get(method, "")
-    for line, text in enumerate(lines):
-        canvas.write(text, left, top + PANEL_HEIGHT + 8 + 18 * line, size=14, colour=QUIET)
-
-
-def _panel_legend(
-    canvas: Canvas,
-    scans: Sequence[_Scan],
-    *,
-    methods: Sequence[str],
-    signed: Sequence[str],
-    unit: str,
-    left: int,
-) -> None:
-    legend = _Legend(canvas, left=left, top=MARGIN + 48, length=80)
-    legend.grey(scans[0].black, unit)
-    if set(methods) - set(signed):
-        legend.map("peak")
-    if set(methods) & set(signed):
-        legend.map("± peak", signed=True)
-    if any(scan.mask is not None for scan in scans):
-        legend.contour()
-
-
 @dataclass(slots=True)
-class _Legend:
+class Legend:
     """Colour bars and what the contour means, one below the other."""
 
-    canvas: Canvas
+    canvas: Surface
     left: int
     top: int
     length: int
 
     def grey(self, black: float, unit: str) -> None:
+        """Show what the greys measure; nothing without a unit."""
         if unit:
             bar = np.repeat(self._ramp(1.0, 0.0), 20, axis=1)
             self._bar(unit, inverted_grey(bar, 1.0), high=f"≥ {black:g}")
@@ -345,6 +292,7 @@ class _Legend:
         self._bar("map", bar, high=high, zero=0.5 if signed else 1.0)
 
     def contour(self) -> None:
+        """Say what a contour means."""
         for text in ("contour:", "true region"):
             self.canvas.write(text, self.left, self.top, colour=CONTOUR)
             self.top += 21

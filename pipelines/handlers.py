@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from models.losses import Objective, objective
 from models.records import Prediction
 from models.statistics import remeasure
-from pipelines import scores
+from pipelines import label_sets, scores
 from pipelines.assemble import Forward
+from pipelines.distributed import ALONE, Processes
 from pipelines.errors import DivergedError
 from pipelines.feed import StatisticsFeed
+from pipelines.label_set_scores import mean_area
 from pipelines.progress import Progress
 
 CHECK_EVERY_ON_CUDA = 25  # looking at a loss on an accelerator waits for it
@@ -67,6 +69,24 @@ class EventFile:
         self._writer.close()
 
 
+class NoEvents:
+    """Takes what ``EventFile`` takes, and keeps nothing: of several processes one writes."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Log nothing."""
+
+    def flush(self) -> None:
+        """Nothing was kept back."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def events(folder: Path, *, step: int, written: bool) -> EventFile | NoEvents:
+    """Begin a file of events where they are to be written."""
+    return EventFile(folder, step=step) if written else NoEvents()
+
+
 class Losses:
     """The loss function of the trainer, which keeps the sums of its terms over an epoch.
 
@@ -74,23 +94,30 @@ class Losses:
     ----------
     alpha, class_weights, label_smoothing
         As ``models.losses.objective``.
+    processes
+        Those that train together; each keeps the sums of its own pictures.
     """
 
     def __init__(
-        self, *, alpha: float, class_weights: Tensor | None, label_smoothing: float
+        self,
+        *,
+        alpha: float,
+        class_weights: Tensor | None,
+        label_smoothing: float,
+        processes: Processes = ALONE,
     ) -> None:
-        self._alpha, self._class_weights = alpha, class_weights
-        self._label_smoothing = label_smoothing
+        self.alpha, self._class_weights = alpha, class_weights
+        self._label_smoothing, self._processes = label_smoothing, processes
         self._sums: dict[str, Tensor] = {}
-        self._batches = 0
+        self._pictures = 0
 
     def __call__(self, prediction: Prediction, labels: Tensor) -> Tensor:
         """Loss of a training batch, its terms added to the epoch's sums."""
         found = self.evaluate(prediction, labels)
-        terms = {name: values.mean() for name, values in found.terms.items()}
-        for name, value in {"loss": found.loss.detach(), **terms}.items():
+        terms = {name: values.sum() for name, values in found.terms.items()}
+        for name, value in {"loss": found.loss.detach() * len(labels), **terms}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._batches += 1
+        self._pictures += len(labels)
         return found.loss
 
     def evaluate(self, prediction: Prediction, labels: Tensor) -> Objective:
@@ -98,10 +125,15 @@ class Losses:
         return objective(
             prediction,
             labels,
-            alpha=self._alpha,
+            alpha=self.alpha,
             class_weights=self._class_weights,
             label_smoothing=self._label_smoothing,
         )
+
+    def each(self, prediction: Prediction, labels: Tensor) -> Tensor:
+        """Loss of each picture; nothing is remembered."""
+        terms = self.evaluate(prediction, labels).terms
+        return terms["classification"] + self.alpha * terms["consistency"]
 
     def attach(self, engine: Engine) -> None:
         """Refuse to go on once a loss is no number."""
@@ -124,25 +156,33 @@ class Losses:
         )
 
     def means(self) -> dict[str, float]:
-        """Mean of each term over the batches of the epoch so far."""
-        return {name: float(value) / self._batches for name, value in self._sums.items()}
+        """Mean of each term over the pictures that all processes met in the epoch so far."""
+        state = self.state_dict()
+        return {name: value / state["pictures"] for name, value in state["sums"].items()}
 
     def clear(self) -> None:
         """Begin a new epoch."""
-        self._sums, self._batches = {}, 0
+        self._sums, self._pictures = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers; float64 holds a float32 sum exactly."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        return {"sums": sums, "batches": self._batches}
+        """Return the sums over all processes as plain numbers; float64 holds float32 exactly."""
+        sums = {
+            name: float(self._processes.summed(value.double()))
+            for name, value in self._sums.items()
+        }
+        pictures = self._processes.summed(torch.tensor(self._pictures))
+        return {"sums": sums, "pictures": int(pictures)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on within an epoch."""
-        sums = state["sums"].items()
+        """Go on within an epoch; the first process takes over what all of them had summed."""
+        if not self._processes.leads:
+            sums = dict.fromkeys(state["sums"], 0.0)
+            state = {"sums": sums, "pictures": 0}
         self._sums = {
-            name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in sums
+            name: torch.tensor(value, dtype=torch.float32, device=device)
+            for name, value in state["sums"].items()
         }
-        self._batches = int(state["batches"])
+        self._pictures = int(state["pictures"])
 
 
 class Clip:
@@ -182,10 +222,21 @@ class Statistics:
 
 
 class Collector:
-    """Gather an evaluator's predictions, and score them when the split is through."""
+    """Gather an evaluator's predictions, and score them when the split is through.
 
-    def __init__(self, losses: Losses | None = None, *, prefix: str = "") -> None:
-        self._losses, self._prefix = losses, prefix
+    Parameters
+    ----------
+    losses
+        What a picture costs; without it nothing is scored.
+    processes
+        Those that share the split; each ends with all of its predictions.
+    """
+
+    def __init__(
+        self, losses: Losses | None = None, *, prefix: str = "", processes: Processes = ALONE
+    ) -> None:
+        self._losses, self._prefix, self._processes = losses, prefix, processes
+        self._index: list[Tensor] = []
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -197,29 +248,34 @@ class Collector:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._score)
 
     def _clear(self, engine: Engine) -> None:
-        self._logits, self._labels, self._values = [], [], []
+        self._index, self._logits, self._labels, self._values = [], [], [], []
 
     def _gather(self, engine: Engine) -> None:
         output: Any = engine.state.output
+        batch: Any = engine.state.batch
         prediction, labels = output["pred"], output["label"]
+        self._index.append(batch["index"])
         self._logits.append(prediction.logits)
         self._labels.append(labels)
         if self._losses is not None:
-            found = self._losses.evaluate(prediction, labels)
-            self._values.append(found.loss * len(labels))
+            self._values.append(self._losses.each(prediction, labels))
 
     def _score(self, engine: Engine) -> None:
-        if self._losses is None:
-            return
+        index = torch.cat(self._index)
+        for parts in (self._logits, self._labels, self._values):
+            if parts:
+                parts[:] = [self._processes.rejoined(torch.cat(parts), index)]
+        if self._losses is not None:
+            # one process scores: the others must never take another epoch for the best
+            engine.state.metrics = self._processes.first(self._scores)
+
+    def _scores(self) -> dict[str, float]:
         labels, probabilities = self.labels, self.probabilities
         found = {
-            "loss": float(torch.stack(self._values).sum()) / len(labels),
-            "balanced_accuracy": scores.balanced_accuracy(labels, probabilities.argmax(axis=1)),
-            "accuracy": float(np.mean(labels == probabilities.argmax(axis=1))),
-            "auc": scores.area_under_curve(labels, probabilities),
+            "loss": float(torch.cat(self._values).mean()),
+            **_quick_scores(labels, probabilities),
         }
-        named = {name: value for name, value in found.items() if value is not None}
-        engine.state.metrics = {self._prefix + name: value for name, value in named.items()}
+        return {self._prefix + name: value for name, value in found.items() if value is not None}
 
     @property
     def labels(self) -> np.ndarray:
@@ -228,8 +284,22 @@ class Collector:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Softmax of the logits in float64, in the order of the split."""
-        return torch.cat(self._logits).double().softmax(dim=1).cpu().numpy()
+        """Softmax of the logits, or sigmoids for label sets, in the order of the split."""
+        several = self._labels[0].ndim > 1
+        task = "multi-label" if several else "multi-class"
+        return label_sets.probabilities(torch.cat(self._logits), task)
+
+
+def _quick_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """Score a split after an epoch; None where a score is not defined."""
+    if labels.ndim > 1:
+        return {"auc": mean_area(labels, probabilities)}
+    predictions = probabilities.argmax(axis=1)
+    return {
+        "balanced_accuracy": scores.balanced_accuracy(labels, predictions),
+        "accuracy": float(np.mean(labels == predictions)),
+        "auc": scores.area_under_curve(labels, probabilities),
+    }
 
 
 class Reporter:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipelines.marks import label_of
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Row = Mapping[str, str | int | float]
 """One row of a table: column heading -> value."""
@@ -29,7 +31,9 @@ class CaseView:
     label
         True class, or "" where it is not known.
     prediction
-        Predicted class.
+        Predicted class; of label sets, the most probable.
+    findings
+        Every true class, where a picture may be of several or of none; None where it is of one.
     probabilities
         Class -> probability, in the order of the classes.
     images
@@ -44,6 +48,51 @@ class CaseView:
     probabilities: Mapping[str, float]
     images: Sequence[tuple[str, bytes, str]]
     notes: Sequence[str] = ()
+    findings: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table with its heading and what its columns mean."""
+
+    heading: str
+    rows: Sequence[Row]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GalleryColumn:
+    """A map's column.
+
+    Attributes
+    ----------
+    signed
+        Which of the colour bars holds.
+    check
+        Verdict of the method's check on the model; "" where none was made.
+    """
+
+    name: str
+    signed: bool
+    check: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GalleryCell:
+    """A map's picture, its verdict ("" where it was not checked) and lines under it."""
+
+    image: bytes
+    word: str
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GalleryRow:
+    """A case: its name, the scan alone, and name of the map -> cell."""
+
+    name: str
+    scan: bytes
+    cells: Mapping[str, GalleryCell]
 
 
 def explanation_page(
@@ -52,8 +101,10 @@ def explanation_page(
     cases: Sequence[CaseView],
     summary: Sequence[Row] = (),
     intro: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+    gallery: str = "",
 ) -> str:
-    """Return one HTML page: paragraphs, a summary table, then every case.
+    """Return one HTML page: paragraphs, a summary table, further tables, then every case.
 
     Parameters
     ----------
@@ -65,13 +116,57 @@ def explanation_page(
         One mapping per row; the columns are all keys in the order of their first appearance.
     intro
         Paragraphs under the heading: what was explained, how to read it, what it does not show.
+    tables
+        Shown after the summary; those without rows are left out.
+    gallery
+        Name of the gallery's page beside this one; "" where there is none.
 
     Raises
     ------
     ValueError
         If a picture is not a PNG.
     """
-    return render("explanation.html", title=title, cases=cases, summary=summary, intro=intro)
+    return render(
+        "explanation.html",
+        title=title,
+        cases=cases,
+        summary=summary,
+        intro=intro,
+        tables=[table for table in tables if table.rows],
+        gallery=gallery,
+    )
+
+
+def gallery_page(
+    title: str,
+    *,
+    columns: Sequence[GalleryColumn],
+    rows: Sequence[GalleryRow],
+    legend: bytes,
+    intro: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+) -> str:
+    """Return one HTML page: cases below each other, their maps beside each other.
+
+    Parameters
+    ----------
+    legend
+        The colour bars as PNG.
+
+    Raises
+    ------
+    ValueError
+        If a picture is not a PNG.
+    """
+    return render(
+        "gallery.html",
+        title=title,
+        columns=columns,
+        rows=rows,
+        legend=legend,
+        intro=intro,
+        tables=[table for table in tables if table.rows],
+    )
 
 
 def render(template: str, **values: object) -> str:
@@ -98,6 +193,7 @@ def _environment() -> Environment:
         "cell": cell,
         "columns": columns,
         "numeric": is_number,
+        "verdict": label_of,
         "png": data_uri,
         "percent": percent,
     }

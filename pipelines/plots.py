@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -89,8 +89,8 @@ def curves(
         Without epochs, without the key ``epoch``, or with nothing measured.
     """
     epochs, groups = _grouped(rows)
-    with _styled():
-        figure, axes = _figure(len(groups))
+    with styled():
+        figure, axes = figure_of(len(groups))
         for axis, (title, series) in zip(axes, groups.items(), strict=True):
             for index, (name, values) in enumerate(series.items()):
                 axis.plot(epochs, values, marker=".", label=printable(name), **_line(index))
@@ -149,8 +149,8 @@ def confusion(matrix: Int[np.ndarray, "true predicted"], classes: Sequence[str])
         raise ValueError(f"confusion matrix {matrix.shape} does not fit {len(classes)} classes")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = [printable(name) for name in classes]
-    with _styled():
-        figure, (axis,) = _figure(1)
+    with styled():
+        figure, (axis,) = figure_of(1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1.25)
         for (true, predicted), count in np.ndenumerate(matrix):
             ink = "white" if share[true, predicted] > 0.6 else "black"
@@ -178,11 +178,11 @@ def roc(
     ValueError
         If labels, probabilities and classes do not fit each other.
     """
-    _check_predictions(labels, probabilities)
+    check_predictions(labels, probabilities)
     if probabilities.shape[1] != len(classes):
         raise ValueError(f"{probabilities.shape[1]} probabilities for {len(classes)} classes")
-    with _styled():
-        figure, (axis,) = _figure(1)
+    with styled():
+        figure, (axis,) = figure_of(1)
         axis.plot([0, 1], [0, 1], color="#5c6573", linewidth=1, label="chance")
         for index, name in enumerate(classes):
             truth = labels == index
@@ -228,21 +228,23 @@ def calibration(
     Guo et al., On calibration of modern neural networks, ICML 2017 (reliability diagram).
     Wilson, Probable inference, J Am Stat Assoc 22 (1927).
     """
-    _check_predictions(labels, probabilities)
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    count = max(1, min(bins, len(labels) // 5))
-    parts = np.array_split(np.argsort(confidence, kind="stable"), count)
-    means = np.array([confidence[part].mean() for part in parts])
-    shares = np.array([right[part].mean() for part in parts])
-    low, high = np.array([_wilson(right[part]) for part in parts]).T
-    with _styled():
-        figure, (axis,) = _figure(1)
+    check_predictions(labels, probabilities)
+    found = reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
+    with styled():
+        figure, (axis,) = figure_of(1)
         axis.plot([0, 1], [0, 1], color="#5c6573", linewidth=1, label="perfect")
-        spread = np.clip([shares - low, high - shares], 0, None)
-        axis.errorbar(means, shares, yerr=spread, fmt="o", color=COLOURS[0], label="95 % interval")
-        for mean, end, part in zip(means, low, parts, strict=True):
+        axis.errorbar(
+            found.means,
+            found.shares,
+            yerr=found.arms,
+            fmt="o",
+            color=COLOURS[0],
+            label="95 % interval",
+        )
+        ends = found.shares - found.arms[0]
+        for mean, end, count in zip(found.means, ends, found.counts, strict=True):
             axis.annotate(
-                f"{len(part)}",
+                f"{count}",
                 (mean, end),
                 (0, -11),
                 ha="center",
@@ -255,6 +257,44 @@ def calibration(
         return encode(figure)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """Bins of a reliability diagram, by rising probability.
+
+    Attributes
+    ----------
+    means
+        Mean probability of each bin.
+    shares
+        How often the event occurred.
+    arms
+        Length of the 95 % Wilson interval below and above the share.
+    counts
+        Samples in each bin.
+    """
+
+    means: Float[np.ndarray, " bin"]
+    shares: Float[np.ndarray, " bin"]
+    arms: Float[np.ndarray, "2 bin"]
+    counts: tuple[int, ...]
+
+
+def reliability(
+    probabilities: Float[np.ndarray, " n"], outcomes: Bool[np.ndarray, " n"], bins: int
+) -> Reliability:
+    """Gather samples in bins of equal counts, at least five each where there are as many."""
+    count = max(1, min(bins, len(outcomes) // 5))
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), count)
+    shares = np.array([outcomes[part].mean() for part in parts])
+    low, high = np.array([_wilson(outcomes[part]) for part in parts]).T
+    return Reliability(
+        means=np.array([probabilities[part].mean() for part in parts]),
+        shares=shares,
+        arms=np.clip([shares - low, high - shares], 0, None),
+        counts=tuple(len(part) for part in parts),
+    )
+
+
 def _wilson(right: Bool[np.ndarray, " n"]) -> tuple[float, float]:
     n, share, z = len(right), float(right.mean()), 1.96
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -262,9 +302,11 @@ def _wilson(right: Bool[np.ndarray, " n"]) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _check_predictions(
-    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "m k"]
+def check_predictions(
+    labels: Int[np.ndarray, " n"] | UInt8[np.ndarray, "n k"],
+    probabilities: Float[np.ndarray, "m k"],
 ) -> None:
+    """Refuse labels and probabilities of different counts, or of none."""
     if len(labels) != len(probabilities):
         raise ValueError(f"{len(labels)} labels for {len(probabilities)} rows of probabilities")
     if not len(labels):
@@ -281,8 +323,8 @@ def bars(estimates: Sequence[Estimate], *, label: str = "", title: str = "") -> 
     """
     if not estimates:
         raise ValueError("no estimates to draw")
-    with _styled():
-        figure, (axis,) = _figure(1, height=1.5 + 0.5 * len(estimates), width=8.0)
+    with styled():
+        figure, (axis,) = figure_of(1, height=1.5 + 0.5 * len(estimates), width=8.0)
         for row, item in enumerate(estimates):
             axis.plot([item.low, item.high], [row, row], color=COLOURS[0], linewidth=3, alpha=0.45)
             axis.plot(item.value, row, "o", color=COLOURS[0])
@@ -312,9 +354,11 @@ def _line(index: int) -> dict[str, Any]:
     }
 
 
-def _figure(panels: int, *, height: float = 4.2, width: float = 5.0) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many axes, at most three beside each other."""
-    lines = -(-panels // 3)
+def figure_of(
+    panels: int, *, height: float = 4.2, width: float = 5.0, most_beside: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many axes, at most ``most_beside`` beside each other."""
+    lines = -(-panels // most_beside)
     beside = -(-panels // lines)
     size = (width * beside, height * lines)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
@@ -325,7 +369,7 @@ def _figure(panels: int, *, height: float = 4.2, width: float = 5.0) -> tuple[Fi
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Draw with our settings only: a user's matplotlibrc must not change a report."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -84,6 +84,8 @@ class Demo:
         One per method; the first is the headline.
     gallery
         (heading, case), as chosen by ``pick_cases``.
+    chosen_by
+        By what figure they were chosen.
     how
         (name, sentence): how each score was obtained.
     """
@@ -96,6 +98,7 @@ class Demo:
     figures: Sequence[tuple[str, bytes, str]]
     overlaps: Sequence[Overlap]
     gallery: Sequence[tuple[str, CaseView]]
+    chosen_by: str = "the average precision of the first method's map"
     how: Sequence[tuple[str, str]] = ()
 
 

@@ -35,7 +35,7 @@ PART = ".part"
 LEFT_BY_A_KILL = re.compile(
     r"\.lock(\.d)?|\.\w+\.(yaml|safetensors|ckpt|csv|json|txt|md|png)(\.\d+)?\.part"
 )
-CHECKPOINT_VERSION = "1.1"
+CHECKPOINT_VERSION = "1.2"
 PACKAGES = (
     "dualwitness", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "h5py",
     "safetensors", "vtk", "SimpleITK", "pydicom", "nibabel",
@@ -44,6 +44,18 @@ PACKAGES = (
 
 def claim(run: Path, *, resume: bool) -> None:
     """Make the run folder, or accept the one to be continued.
+
+    Raises
+    ------
+    RunExists
+        As ``refuse_taken``.
+    """
+    refuse_taken(run, resume=resume)
+    run.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_taken(run: Path, *, resume: bool) -> None:
+    """Refuse a folder that no run can be written into; nothing is made.
 
     Raises
     ------
@@ -66,7 +78,6 @@ def claim(run: Path, *, resume: bool) -> None:
             "NOT_A_RUN",
             f"the folder to resume holds no {CONFIG}, so it is no run: name the run's own folder",
         )
-    run.mkdir(parents=True, exist_ok=True)
 
 
 def clear_parts(run: Path) -> None:

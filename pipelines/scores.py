@@ -33,6 +33,10 @@ class Interval:
     high: float
 
 
+Estimated = tuple[str, Interval, float | None]
+"""What was estimated, its value with its interval, and what guessing gives."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitScores:
     """Everything that ``test_scores.json`` says; None where a score is not defined.
@@ -67,6 +71,23 @@ class SplitScores:
     def as_json(self) -> dict[str, Any]:
         """Plain values in the order of the fields."""
         return asdict(self)
+
+    def headline(self) -> str:
+        """Say in one line how good the model is on the test split."""
+        found = self.balanced_accuracy
+        return (
+            f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) on the test split of "
+            f"{self.patients} patients, guessing gives {self.chance:.3f}"
+        )
+
+    def estimates(self) -> list[Estimated]:
+        """Return the scores that have an interval."""
+        found = [
+            ("balanced accuracy", self.balanced_accuracy, self.chance),
+            ("accuracy", self.accuracy, None),
+            ("area under the ROC curve", self.auc, 0.5),
+        ]
+        return [(name, value, chance) for name, value, chance in found if value is not None]
 
 
 def balanced_accuracy(labels: Int[np.ndarray, " n"], predictions: Int[np.ndarray, " n"]) -> float:
@@ -107,13 +128,17 @@ def calibration_error(
     ----------
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 5.
     """
-    confidence = probabilities.max(axis=1).clip(0, 1)
     right = probabilities.argmax(axis=1) == labels
-    observed, expected = calibration_curve(right, confidence, n_bins=CALIBRATION_BINS)
+    return binned_error(right, probabilities.max(axis=1).clip(0, 1))
+
+
+def binned_error(outcomes: Bool[np.ndarray, " n"], probabilities: Float[np.ndarray, " n"]) -> float:
+    """Mean distance between a probability and how often its event occurs, over equal bins."""
+    observed, expected = calibration_curve(outcomes, probabilities, n_bins=CALIBRATION_BINS)
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    bins = np.searchsorted(edges[1:-1], confidence)
+    bins = np.searchsorted(edges[1:-1], probabilities)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-    return float(np.sum(counts[counts > 0] * np.abs(observed - expected)) / len(labels))
+    return float(np.sum(counts[counts > 0] * np.abs(observed - expected)) / len(outcomes))
 
 
 def score_split(
@@ -140,12 +165,12 @@ def score_split(
         samples=len(labels),
         patients=len(set(subject_ids)),
         resamples=resamples,
-        balanced_accuracy=_interval(
+        balanced_accuracy=interval_of(
             balanced_accuracy(labels, predictions), drawn["balanced_accuracy"]
         ),
-        accuracy=_interval(float(accuracy_score(labels, predictions)), drawn["accuracy"]),
+        accuracy=interval_of(float(accuracy_score(labels, predictions)), drawn["accuracy"]),
         f1_macro=float(f1_score(labels, predictions, average="macro")),
-        auc=None if area is None else _interval(area, drawn["auc"]),
+        auc=None if area is None else interval_of(area, drawn["auc"]),
         log_loss=float(log_loss(labels, probabilities, labels=np.arange(len(classes)))),
         brier=float(np.mean(np.sum((probabilities - truth) ** 2, axis=1))),
         calibration_error=calibration_error(labels, probabilities),
@@ -205,7 +230,8 @@ def _mean_of_present(values: Float[np.ndarray, "resample k"]) -> Float[np.ndarra
     return np.where(present, values, 0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
 
 
-def _interval(value: float, drawn: Float[np.ndarray, " resample"]) -> Interval:
+def interval_of(value: float, drawn: Float[np.ndarray, " resample"]) -> Interval:
+    """Put the percentiles of the resampled values beside a value."""
     low, high = np.percentile(drawn, INTERVAL) if len(drawn) else (value, value)
     return Interval(value=value, low=float(low), high=float(high))
 

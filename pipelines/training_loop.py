@@ -3,9 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from monai.handlers.lr_schedule_handler import LrScheduleHandler
 from monai.handlers.tensorboard_handlers import TensorBoardStatsHandler
 from monai.handlers.validation_handler import ValidationHandler
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from models.networks import Classifier
@@ -26,9 +28,16 @@ from pipelines import handlers, outcome
 from pipelines import run as run_files
 from pipelines.assemble import Forward, TrainingData, to_device
 from pipelines.config import RunConfig, TrainConfig
+from pipelines.distributed import ALONE, Processes
 from pipelines.feed import EvaluationFeed, Order, StatisticsFeed, Store, TrainingFeed
+from pipelines.label_sets import Labels
 from pipelines.outcome import Predicted
 from pipelines.progress import Progress
+from pipelines.step import Step
+
+LARGEST_WEIGHT = 50.0
+"""Of a rare finding: labels mined from reports are wrong in up to a tenth of the pictures (Wang et
+al., CVPR 2017), and one wrong label should not outweigh the batches around it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +64,7 @@ class Task:
     device: torch.device
     network: Classifier
     progress: Progress
+    processes: Processes = ALONE
 
     @property
     def settings(self) -> TrainConfig:
@@ -68,7 +78,14 @@ class Task:
             self.data.splits[split].labels,
             measured=self.config.normalisation,
             batch_size=self.settings.batch_size,
+            launch=self.processes.launch,
         )
+
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = MappingProxyType(
+    {"adamw": AdamW, "adam": Adam, "sgd": partial(SGD, momentum=0.9, nesterov=True)}
+)
+"""Name of an optimiser -> how it is made."""
 
 
 class Loop:
@@ -78,26 +95,37 @@ class Loop:
         self.task, self.history = task, History()
         self.losses = _losses(task)
         settings = task.settings
-        self.optimizer = AdamW(
+        self.optimizer = OPTIMIZERS[settings.optimizer](
             _parameter_groups(task.network, settings.weight_decay), lr=settings.learning_rate
         )
         self.order = Order(
             labels=task.data.splits["train"].labels,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            balanced=settings.balance == "sampler",
+            balanced=settings.balance == "sampler" and task.config.data.task == "multi-class",
+            launch=task.processes.launch,
+        )
+        self.step = Step(
+            parts=settings.accumulate,
+            pictures=self.order.width / task.processes.world,
+            device=task.device,
+            precision=settings.precision,
         )
         self.length = self.order.epoch_length
         self.total = self.length * settings.epochs
         self.schedule = _schedule(self.optimizer, settings, self.length)
         self.iteration = 0 if state is None else self._restore(state)
-        self.events = handlers.EventFile(task.run / run_files.EVENTS, step=self.iteration + 1)
+        self.events = handlers.events(
+            task.run / run_files.EVENTS, step=self.iteration + 1, written=task.processes.leads
+        )
         self.started = time.monotonic()
         self.trainer = self._trainer()
 
     def run(self) -> History:
         """Train what is left to train."""
         try:
+            if self.task.processes.first(self._needs_first_checkpoint):
+                self._save(self.trainer)
             if not self.history.finished and self.iteration < self.total:
                 self.trainer.run()
             self.history.finished = True
@@ -105,6 +133,11 @@ class Loop:
         finally:
             self.events.close()
         return self.history
+
+    def _needs_first_checkpoint(self) -> bool:
+        """Say whether a resume could not draw the first weights again."""
+        started = (self.task.run / run_files.CHECKPOINT).exists()
+        return not started and self.task.config.origin.kind != "random"
 
     def _trainer(self) -> SupervisedTrainer:
         task = self.task
@@ -119,11 +152,12 @@ class Loop:
             device=task.device,
             max_epochs=task.settings.epochs,
             train_data_loader=feed,
-            network=task.network,
+            network=self._network(),
             optimizer=self.optimizer,
             loss_function=self.losses,
             epoch_length=self.length,
             prepare_batch=to_device,
+            iteration_update=self.step,
             inferer=Forward(task.device, task.settings.precision),
             train_handlers=self._handlers(),
             decollate=False,
@@ -134,6 +168,15 @@ class Loop:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._close_epoch)
         _quiet(trainer)
         return trainer
+
+    def _network(self) -> nn.Module:
+        network = self.task.network
+        return self.task.processes.joint(
+            network,
+            called=_compiled(network) if self.task.settings.compile else network,
+            device=self.task.device,
+            penalised=self.losses.alpha > 0,
+        )
 
     def _handlers(self) -> list[Any]:
         """In the order they run: schedule, log, checkpoint; then statistics, validation."""
@@ -181,7 +224,9 @@ class Loop:
         return handlers.Statistics(feed, forward, network=task.network, device=task.device)
 
     def _validator(self) -> SupervisedEvaluator:
-        collector = handlers.Collector(self.losses, prefix="validation_")
+        collector = handlers.Collector(
+            self.losses, prefix="validation_", processes=self.task.processes
+        )
         log = TensorBoardStatsHandler(
             summary_writer=self.events,  # pyright: ignore[reportArgumentType] - has what is used
             iteration_log=False,
@@ -195,15 +240,13 @@ class Loop:
         row = self._row(engine)
         self.history.rows.append(row)
         if self.history.improves(row):
-            self.history.best = {
-                "epoch": row["epoch"],
-                "balanced_accuracy": row["validation_balanced_accuracy"],
-                "loss": row["validation_loss"],
-            }
-            run_files.save_weights(self.task.run, self.task.network)
+            self.history.best = _best(row)
+            if self.task.processes.leads:
+                run_files.save_weights(self.task.run, self.task.network)
         self.losses.clear()
-        table = outcome.tabulate(self.history.rows)
-        run_files.write_table(self.task.run / run_files.METRICS, table)
+        if self.task.processes.leads:
+            table = outcome.tabulate(self.history.rows)
+            run_files.write_table(self.task.run / run_files.METRICS, table)
         patience = self.task.settings.patience
         if patience and row["epoch"] - self.history.best["epoch"] >= patience:
             self.history.finished = True
@@ -225,6 +268,7 @@ class Loop:
             "network": self.task.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
             "losses": self.losses.state_dict(),
             "history": asdict(self.history),
             "iteration": engine.state.iteration,
@@ -232,13 +276,16 @@ class Loop:
             "random_cuda": torch.cuda.get_rng_state(self.task.device) if cuda else None,
             "threads": torch.get_num_threads(),
         }
-        run_files.save_checkpoint(self.task.run, state)
+        if self.task.processes.leads:
+            run_files.save_checkpoint(self.task.run, state)
 
     def _restore(self, state: Mapping[str, Any]) -> int:
         self.task.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self.step.scaler.load_state_dict(state["scaler"])
         self.losses.load_state_dict(state["losses"], self.task.device)
         self.history = History(**state["history"])
         torch.set_rng_state(state["random"])
@@ -249,7 +296,7 @@ class Loop:
 
 def predict(task: Task, split: str) -> Predicted:
     """Let the network in the task, as it is, classify a split."""
-    collector = handlers.Collector()
+    collector = handlers.Collector(processes=task.processes)
     _evaluator(task, split, [collector]).run()
     return Predicted(
         split=split,
@@ -274,6 +321,20 @@ def _evaluator(task: Task, split: str, attached: list[Any]) -> SupervisedEvaluat
     return evaluator
 
 
+def _best(row: Mapping[str, float]) -> dict[str, float]:
+    """Keep of an epoch its loss, and the first score that its validation split defines."""
+    best = {"epoch": row["epoch"], "loss": row["validation_loss"]}
+    for name in ("balanced_accuracy", "auc"):
+        if f"validation_{name}" in row:
+            return best | {name: row[f"validation_{name}"]}
+    return best
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    """Compile for training; weights and buffers are shared, and evaluation uses the network."""
+    return torch.compile(network)  # pyright: ignore[reportReturnType] - a module for a module
+
+
 def _quiet(engine: Engine) -> None:
     """Errors reach the caller as exceptions; the engine need not print them as well."""
     engine.logger.setLevel(logging.CRITICAL)
@@ -291,11 +352,21 @@ def _losses(task: Task) -> handlers.Losses:
         alpha=default if settings.alpha is None else settings.alpha,
         class_weights=weights,
         label_smoothing=settings.label_smoothing,
+        processes=task.processes,
     )
 
 
-def rarity(labels: np.ndarray, *, classes: int) -> Float[np.ndarray, " k"]:
-    """Weight of each class: the mean over samples is 1, and classes weigh the same in total."""
+def rarity(labels: Labels, *, classes: int) -> Float[np.ndarray, " k"]:
+    """Weight of each class: the mean over samples is 1, and classes weigh the same in total.
+
+    Of label sets, the weight of a picture that shows a finding, where one that does not weighs 1:
+    absent over present, at most ``LARGEST_WEIGHT``; 1 where there is one kind only.
+    """
+    if labels.ndim > 1:
+        present = labels.sum(axis=0, dtype=np.int64)
+        absent = len(labels) - present
+        ratio = np.minimum(absent / np.maximum(present, 1), LARGEST_WEIGHT)
+        return np.where((present > 0) & (absent > 0), ratio, 1).astype(np.float32)
     counts = np.bincount(labels, minlength=classes).astype(np.float32)
     present = np.count_nonzero(counts)
     return np.where(counts > 0, len(labels) / (present * np.maximum(counts, 1)), 0).astype(
@@ -325,7 +396,7 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
 
 
 def _schedule(
-    optimizer: AdamW, settings: TrainConfig, length: int
+    optimizer: Optimizer, settings: TrainConfig, length: int
 ) -> LRScheduler | ReduceLROnPlateau | None:
     if settings.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.1, patience=settings.plateau_patience)

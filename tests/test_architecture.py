@@ -16,6 +16,8 @@ LONGEST_FUNCTION = 50
 LONGEST_MODULE = 500
 REGISTRIES = {
     "RECIPES": "pipelines/recipes.py",
+    "PRESETS": "pipelines/presets.py",
+    "OPTIMIZERS": "pipelines/training_loop.py",
     "NETWORKS": "models/networks.py",
     "ATTENTIONS": "models/attention.py",
     "EXPLAINERS": "models/explainers/__init__.py",

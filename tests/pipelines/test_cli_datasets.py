@@ -257,9 +257,23 @@ FAST = TrainConfig(
 )
 
 
-@pytest.mark.parametrize("name", ["brats18", "chestxray14"])
+@pytest.mark.parametrize(
+    ("name", "headline", "words"),
+    [
+        ("brats18", "balanced accuracy", ("predicted <b>", "Gain over the controls")),
+        (
+            "chestxray14",
+            "mean area under the ROC curve",
+            ("area for Effusion", "labelled with <b>", "no true regions", "the true class, of"),
+        ),
+    ],
+)
 def test_a_demo_runs_the_whole_chain(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    headline: str,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "brats18":
         options = Brats18Options(spacing_mm=3.75, matrix=64, slices=41)
@@ -279,7 +293,8 @@ def test_a_demo_runs_the_whole_chain(
     report = demo.run_demo(tmp_path / "demo", dataset=name, subjects=14, settings=FAST)
     text = report.page.read_text()
     assert chain.scans.replace("'", "&#39;") in text
-    assert "balanced accuracy" in report.verdict
+    assert headline in report.verdict
+    assert [phrase for phrase in words if phrase not in text] == []
     again = demo.run_demo(tmp_path / "demo", dataset=name, subjects=14, settings=FAST)
     assert again.verdict == report.verdict
     with pytest.raises(demo.RunExists, match="a demo with other numbers or settings"):

@@ -1,10 +1,13 @@
 """``train`` and ``explain`` as they are typed: exit codes, last lines, and what --json prints."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipelines import handlers
@@ -125,6 +128,128 @@ class TestTrain:
         assert "the folder has no manifest.json" in stderr
 
 
+NARROW = ("--network", "resnet10-narrow", "--epochs", "1", "--set", "bootstrap=0", "--set")
+TINY = (*NARROW, "image_size=32")
+
+
+@pytest.fixture(scope="module")
+def baseline(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("baseline") / "run"
+    code, _, stderr = call("train", "--data", blobs, "--run", run, *TINY, "--variant=baseline")
+    assert code == 0, stderr
+    assert "parameters, " in stderr
+    assert "memory: about " in stderr
+    assert "disk: about " in stderr
+    return run
+
+
+class TestBeginning:
+    """What a run starts from and what it asks of the machine."""
+
+    def test_a_dry_run_tells_and_writes_nothing(self, blobs: Path, tmp_path: Path) -> None:
+        words = ("train", "--data", blobs, "--run", tmp_path / "run", *TINY, "--dry-run")
+        code, stdout, stderr = call(*words, "--json")
+        assert code == 0
+        told = json.loads(stdout)
+        assert f"{told['parameters']:,} parameters, {told['learning']:,} of them learn" in stderr
+        assert stderr.endswith("dry run: nothing was written\n")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_preset_and_what_wins_over_it(self, blobs: Path, tmp_path: Path) -> None:
+        words = ("--preset", "paper-brats18-baseline", *TINY, "--dry-run", "--json")
+        code, stdout, stderr = call("train", "--data", blobs, "--run", tmp_path / "run", *words)
+        assert code == 0, stderr
+        assert json.loads(stdout)["batch_size"] == 18  # all pictures there are, not 16 of them
+
+    def test_fine_tuning_from_a_run(self, blobs: Path, baseline: Path, tmp_path: Path) -> None:
+        words = ("--from", baseline, *TINY, "--variant=dual", "--set=freeze_trunk=true")
+        code, _, stderr = call("train", "--data", blobs, "--run", tmp_path / "run", *words)
+        assert code == 0, stderr
+        assert "first weights from another run's best weights, SHA-256" in stderr
+        assert "at random (attention); 0 of the source unused" in stderr
+
+    def test_a_file_of_weights(self, blobs: Path, baseline: Path, tmp_path: Path) -> None:
+        weights = baseline / "best.safetensors"
+        words = ("--pretrained", weights, *TINY, "--variant=exact-two-pass", "--dry-run")
+        code, _, stderr = call("train", "--data", blobs, "--run", tmp_path / "run", *words)
+        assert code == 0, stderr
+
+    @pytest.mark.parametrize(
+        ("words", "code", "message"),
+        [
+            (("--preset", "paper-brats"), 2, "no preset 'paper-brats'; did you mean 'paper-brats1"),
+            (("--set", "freeze_trunk=true"), 2, "FROZEN_AT_RANDOM: freeze_trunk holds the weights"),
+            (("--pretrained", "none.pt"), 2, "NO_START: --pretrained cannot be read (FileNotFound"),
+            (("--from", "."), 3, "RUN_INCOMPLETE: the run folder holds no config.yaml: it is no"),
+            (("--set", "precision=half"), 2, "precision: Input should be 'auto', 'float32', 'bfl"),
+        ],
+    )
+    def test_starts_that_are_none(
+        self, blobs: Path, tmp_path: Path, words: tuple, code: int, message: str
+    ) -> None:
+        found = call("train", "--data", blobs, "--run", tmp_path / "run", *TINY, *words)
+        assert (found[0], found[1]) == (code, "")
+        assert f"dualwitness: {message}" in found[2]
+        assert not (tmp_path / "run").exists()
+
+    def test_a_source_and_a_file_of_other_channels(
+        self, make_blobs: Callable[..., Path], baseline: Path, tmp_path: Path
+    ) -> None:
+        """A run must fit; a file's first convolution is fitted, unless it is that of no trunk."""
+        data = make_blobs(channels=2, size=32)
+        words = ("train", "--data", data, "--run", tmp_path / "run", *TINY, "--variant=baseline")
+        code, _, stderr = call(*words, "--from", baseline)
+        assert code == 2
+        assert "START_DIFFERS: the run to start from is of another make (channels 1, here 2)" in (
+            stderr
+        )
+        unet = (*words, "--set", "network=unet-encoder-narrow")
+        code, _, stderr = call(*unet, "--pretrained", baseline / "best.safetensors")
+        assert code == 2
+        assert "WEIGHTS_UNMATCHED: " in stderr
+        assert "on the command line: --allow NAME" in stderr
+
+    @pytest.mark.parametrize(
+        ("label", "code", "message"),
+        [
+            (lambda _: -1, "NO_LABELS", "none of the 30 samples has a label: build the data set"),
+            (lambda _: 2, "ONE_CLASS", "all 18 training samples are of the class 'severe'"),
+        ],
+    )
+    def test_data_that_cannot_be_learned(
+        self, make_blobs: Callable[..., Path], tmp_path: Path, label: Any, code: str, message: str
+    ) -> None:
+        data = make_blobs(label=label, size=32)
+        found = call("train", "--data", data, "--run", tmp_path / "run", *TINY)
+        assert found[0] == 3
+        assert f"dualwitness: {code}: {message}" in found[2]
+        assert not (tmp_path / "run").exists()
+
+    def test_shards_of_another_schema_version(
+        self, make_blobs: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        data = make_blobs(size=32)
+        shard = data / "shards" / "validation-00000-of-00001.h5"
+        with h5py.File(shard, "r+") as file:
+            file.attrs["encoding-version"] = "7.0"
+        found = call("train", "--data", data, "--run", tmp_path / "run", *TINY)
+        assert found[0] == 3
+        assert "dualwitness: SCHEMA_VERSION: " in found[2]
+        assert not (tmp_path / "run").exists()
+
+    def test_memory_that_runs_out(
+        self, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def hungry(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(handlers.Losses, "__call__", hungry)
+        found = call("train", "--data", blobs, "--run", tmp_path / "run", *TINY)
+        assert (found[0], found[1]) == (2, "")
+        assert "dualwitness: OUT_OF_MEMORY: memory ran out (memory: about" in found[2]
+        assert "batch_size (now 16) or image_size (now 32)" in found[2]
+
+
 class TestExplain:
     def test_a_data_set(self, data: Path, trained: tuple, tmp_path: Path) -> None:
         run, found, _ = trained
@@ -132,7 +257,8 @@ class TestExplain:
         code, stdout, stderr = call("explain", "--run", run, "--data", data, "--out", out, "--json")
         assert code == 0, stderr
         told = json.loads(stdout)
-        assert set(told) == {"probabilities", "explanations", "exclusions"}
+        keys = {"probabilities", "explanations", "exclusions", "left_out", "verification"}
+        assert set(told) == keys
         assert len(told["probabilities"]) == found["test"]["samples"]
         assert {row["method"] for row in told["explanations"]} == {
             "attention-fine", "attention-coarse", "gradcam",

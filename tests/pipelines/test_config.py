@@ -82,7 +82,7 @@ class TestRoundTrip:
     ("kind", "values", "message"),
     [
         (TrainConfig, {"epoch": 3}, r"unknown setting 'epoch'; did you mean 'epochs'\?"),
-        (TrainConfig, {"zzz": 3}, "unknown setting 'zzz'; known: network, variant"),
+        (TrainConfig, {"zzz": 3}, "unknown setting 'zzz'; known: preset, network"),
         (TrainConfig, {"augment": {"rotat_deg": 3}}, "augment: .*did you mean 'rotate_deg'"),
         (TrainConfig, {"epochs": 0}, r"epochs: .*greater than or equal to 1 \(got 0\)"),
         (TrainConfig, {"learning_rate": 0}, r"learning_rate: .*greater than 0 \(got 0\)"),
@@ -95,7 +95,7 @@ class TestRoundTrip:
         (ExplainConfig, {"split": "tset"}, r"split: .*'train', 'validation', 'test' or 'all'"),
         (ExplainConfig, {"target": "both"}, r"target: .*'prediction' or 'truth'"),
         (ExplainConfig, {"method": "gradcam"}, r"did you mean 'methods'\?"),
-        (RunConfig, {"encoding_version": "9"}, r"encoding_version: .*'1.0' \(got '9'\)"),
+        (RunConfig, {"encoding_version": "9"}, r"encoding_version: .*'1.1' \(got '9'\)"),
     ],
 )
 def test_a_slip_is_named(kind: type, values: dict, message: str) -> None:

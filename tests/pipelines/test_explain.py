@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from models.explainers import EXPLAINERS
 from pipelines import explain as explain_module
-from pipelines import explain_sources, figures
+from pipelines import explain_batches, explain_sources, figures
 from pipelines import run as run_files
 from pipelines.assemble import network_of
 from pipelines.config import ExplainConfig, TrainConfig
@@ -306,7 +306,7 @@ class TestChoices:
     def test_a_long_page_is_cut_and_says_so(
         self, run: Path, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(explain_module, "CASES_ON_PAGE", 2)
+        monkeypatch.setattr(explain_module, "PICTURES_ON_PAGE", 2 * 4)
         explain(ExplainConfig(volumes=False), run=run, out=tmp_path / "out", data=blobs)
         page = (tmp_path / "out" / "index.html").read_text()
         assert "The first 2 of 6 scans are shown here" in page
@@ -317,7 +317,7 @@ class TestChoices:
         settings = ExplainConfig(overlays=False, volumes=False)
         explain(settings, run=baseline, out=tmp_path / "out", data=blobs)
         assert {row["method"] for row in table(tmp_path / "out")} == {"gradcam"}
-        with pytest.raises(UsageError, match="no attention maps: explain it with --method gradcam"):
+        with pytest.raises(UsageError, match=r"attention: the model has no .* by 'gradcam'"):
             explain(
                 ExplainConfig(methods=("attention",)),
                 run=baseline,
@@ -436,7 +436,7 @@ class TestRefusals:
         ("methods", "message"),
         [
             (("gradcan",), r"no method 'gradcan'; did you mean 'gradcam'\? known: attention"),
-            ((), "no method named; known: attention, gradcam"),
+            (("gradcam", "al"), r"no method 'al'; did you mean 'all'\? known: .*, all$"),
         ],
     )
     def test_methods_that_are_none(
@@ -491,7 +491,7 @@ class TestRefusals:
         self, run: Path, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            explain_module, "normalise", lambda images, _: torch.full(images.shape, torch.nan)
+            explain_batches, "normalise", lambda images, _: torch.full(images.shape, torch.nan)
         )
         with pytest.raises(UsageError, match="NaN or infinity"):
             explain(ExplainConfig(), run=run, out=tmp_path / "out", data=blobs)

@@ -10,25 +10,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
-from pipelines import feed
-from pipelines.augment import augment
+from pipelines import stores
+from pipelines.augment import augment, sampling_grid
 from pipelines.config import AugmentConfig, Normalisation
 from pipelines.errors import DataError
 from pipelines.feed import (
     EvaluationFeed,
     Order,
-    ResidentStore,
     StatisticsFeed,
-    StreamStore,
     TrainingFeed,
     measure,
     normalise,
     pictures,
     resample,
-    store,
 )
 from pipelines.progress import silent
+from pipelines.stores import ResidentStore, StreamStore, store
 from preprocessing.shards import open_dataset
 
 CPU = torch.device("cpu")
@@ -165,7 +164,7 @@ class TestStore:
     def test_auto_holds_what_fits(
         self, blobs: Path, monkeypatch: pytest.MonkeyPatch, share: float, kind: type
     ) -> None:
-        monkeypatch.setattr(feed, "RESIDENT_SHARE", share)
+        monkeypatch.setattr(stores, "RESIDENT_SHARE", share)
         found = pictures(open_dataset(blobs).split("train"), (32, 32), labelled=True)
         assert isinstance(store(found, feed="auto", device=CPU, progress=silent), kind)
 
@@ -178,13 +177,13 @@ class TestStore:
     def test_memory_of_a_system_without_a_table_is_guessed_low(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert feed.free_memory(CPU) > 0
+        assert stores.free_memory(CPU) > 0
 
         def refuse(*_: Any, **__: Any) -> str:
             raise FileNotFoundError
 
         monkeypatch.setattr(Path, "read_text", refuse)
-        assert feed.free_memory(CPU) == 2**31
+        assert stores.free_memory(CPU) == 2**31
 
 
 class TestOrder:
@@ -240,6 +239,12 @@ class TestResample:
         image = torch.full((2, 15, 15), 7.5)
         torch.testing.assert_close(resample(image, (32, 32)), torch.full((2, 32, 32), 7.5))
 
+    @pytest.mark.parametrize("size", [(4, 4), (12, 16), (4, 16)])
+    def test_a_batch_is_resampled_picture_by_picture(self, size: tuple[int, int]) -> None:
+        images = torch.randint(0, 255, (3, 2, 8, 8), generator=generator()).to(torch.uint8)
+        each = torch.stack([resample(image, size) for image in images])
+        assert torch.equal(resample(images, size), each)
+
     def test_its_own_size_is_left_alone(self) -> None:
         image = torch.ones(1, 4, 6)
         assert resample(image, (4, 6)) is image
@@ -261,6 +266,21 @@ class TestNormalisation:
 
         with pytest.raises(DataError, match="channel 0 of the training images has the value 9"):
             measure(Grey(), 3)
+
+    def test_scores_over_the_brain_are_not_normalised_again(self) -> None:
+        images = pictures(BrainRows(), (8, 8), labelled=True)
+        found = measure(StreamStore(images, device=CPU), 2, scored=images.scored)
+        assert found == Normalisation(mean=(0.0,) * 4, sd=(1.0,) * 4)
+        batch = torch.stack([images[0], images[1]])
+        assert torch.equal(normalise(batch, found), batch)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64])
+    def test_the_pictures_given_are_left_as_they_were(self, dtype: torch.dtype) -> None:
+        images = torch.arange(32).reshape(2, 1, 4, 4).to(dtype)
+        before = images.clone()
+        ready = normalise(images, HALF)
+        assert torch.equal(images, before)
+        torch.testing.assert_close(ready, (before.float() - 10) / 5)
 
     def test_nan_is_refused(self) -> None:
         class Holes:
@@ -314,6 +334,12 @@ class TestAugment:
         turns = STILL.model_copy(update={"rotate_deg": 90.0})
         turned = augment(images, turns, generator=generator())
         torch.testing.assert_close(turned, images, rtol=0, atol=0.01)
+
+    @pytest.mark.parametrize("size", [(24, 32), (7, 5), (1, 9)])
+    def test_the_grid_is_that_of_torch(self, size: tuple[int, int]) -> None:
+        transform = torch.rand((3, 2, 3), generator=generator()) * 2 - 1
+        expected = functional.affine_grid(transform, [3, 1, *size], align_corners=False)
+        torch.testing.assert_close(sampling_grid(transform, size), expected)
 
     def test_a_rotation_turns(self) -> None:
         turns = STILL.model_copy(update={"rotate_deg": 90.0})

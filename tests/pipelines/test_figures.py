@@ -5,14 +5,11 @@ import pytest
 from matplotlib.image import imread
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pipelines import figures
 from pipelines.figures import (
     MARGIN,
     PICTURE_HEIGHT,
     SUV_BLACK,
-    PanelCase,
     overlay,
-    panel,
     picture_extent_mm,
 )
 from pipelines.pictures import CONTOUR, Canvas
@@ -199,26 +196,3 @@ def test_extent_of_the_picture_comes_from_spacing_and_shape():
     shape = np.array([200, 128, 100], dtype=np.int32)
     assert picture_extent_mm(affine, shape) == (600.0, 400.0)
     assert picture_extent_mm(affine, shape, keep_aspect=True) == (600.0, 600.0)
-
-
-def test_panel_has_one_row_per_case_and_one_column_per_method(suv, written):
-    values = suv[:8, :8].copy()
-    first = PanelCase(name="first", suv=suv, maps={"fine": values}, notes={"fine": "AP 0.3"})
-    second = PanelCase(
-        name="second", suv=suv, maps={"coarse": values, "gradient": values - 3}, mask=suv > 5
-    )
-    png = panel([first, second], signed=("gradient",))
-    texts = [text for text, _, _ in written]
-    tops = {text: top for text, _, top in written}
-    lefts = {text: left for text, left, _ in written}
-    assert lefts["scan"] < lefts["fine"] < lefts["coarse"] < lefts["gradient"]
-    assert tops["first"] < tops["second"]
-    assert texts.count("–") == 3  # what a case does not have
-    assert {"AP 0.3", "peak", "± peak", "true region"} <= set(texts)
-    assert pixels(png).shape[0] > 2 * figures.PANEL_HEIGHT
-    assert png == panel([first, second], signed=("gradient",))
-
-
-def test_panel_without_cases_is_refused():
-    with pytest.raises(ValueError, match="no case to draw"):
-        panel([])

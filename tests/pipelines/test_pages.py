@@ -5,7 +5,16 @@ from html.parser import HTMLParser
 import pytest
 from jinja2 import UndefinedError
 
-from pipelines.pages import CaseView, cell, columns, data_uri, explanation_page, percent, render
+from pipelines.pages import (
+    CaseView,
+    Table,
+    cell,
+    columns,
+    data_uri,
+    explanation_page,
+    percent,
+    render,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -61,6 +70,18 @@ def test_page_shows_every_case_with_its_classes_pictures_and_notes():
     assert "true class mild , predicted severe ( wrong )" in reader.text
     assert len(reader.all("article")) == 2
     assert len(reader.all("img")) == 4
+
+
+def test_tables_stand_after_the_summary_and_empty_ones_are_left_out():
+    tables = [
+        Table(heading="Verdicts", rows=[{"map": "lrp", "refused": 2}], note="Of 2."),
+        Table(heading="Checks", rows=[]),
+    ]
+    page = explanation_page("Maps", cases=[case()], tables=tables, gallery="gallery.html")
+    reader = Reader(page)
+    assert "Verdicts Of 2. map refused lrp 2" in reader.text
+    assert "Checks" not in reader.text
+    assert {"href": "gallery.html"} in reader.all("a")
 
 
 def test_every_picture_has_words_for_those_who_cannot_see_it():

@@ -105,6 +105,24 @@ class TestSplitScores:
         assert found.accuracy.low == found.accuracy.value == 1
         assert found.chance == 1
 
+    def test_the_headline_and_the_estimates_are_its_figures(self) -> None:
+        labels, probabilities, subjects = cohort(2)
+        found = score_split(labels, probabilities, subjects, classes=["a", "b", "c"], resamples=9)
+        value = f"{found.balanced_accuracy.value:.3f}"
+        assert found.headline().startswith(f"{value} (")
+        assert found.headline().endswith("split of 20 patients, guessing gives 0.333")
+        assert found.estimates() == [
+            ("balanced accuracy", found.balanced_accuracy, found.chance),
+            ("accuracy", found.accuracy, None),
+            ("area under the ROC curve", found.auc, 0.5),
+        ]
+
+    def test_an_area_that_is_not_defined_is_no_estimate(self) -> None:
+        found = score_split(
+            np.zeros(4, dtype=np.int64), np.full((4, 2), 0.5), list("wxyz"), classes=["a", "b"]
+        )
+        assert [name for name, _, _ in found.estimates()] == ["balanced accuracy", "accuracy"]
+
     def test_it_is_plain_json(self) -> None:
         labels, probabilities, subjects = cohort(2)
         found = score_split(labels, probabilities, subjects, classes=["a", "b", "c"], resamples=9)
