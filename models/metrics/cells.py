@@ -90,11 +90,14 @@ def ranking_of(values: Float[Tensor, "b h w"], mask: Bool[Tensor, "b H W"]) -> R
     """
     cells = cells_of(values, mask)
     ordered, order = cells.values.sort(dim=1, descending=True)
-    area, true = cells.area.gather(1, order), cells.true.gather(1, order)
+    true = cells.true.gather(1, order)
+    alike = bool((cells.area[:1] == cells.area[0, 0]).all()) if cells.area.numel() else True
+    area = cells.area if alike else cells.area.gather(1, order)
+    upto = area[:1].cumsum(1).expand_as(area) if alike else area.cumsum(1)
     return Ranking(
         area=area,
         true=true,
-        area_upto=area.cumsum(1),
+        area_upto=upto,
         true_upto=true.cumsum(1),
         last_of_tie=_last_of_tie(ordered),
     )
@@ -114,7 +117,9 @@ def _last_of_tie(ordered: Tensor) -> Tensor:
     count = ordered.shape[1]
     index = torch.arange(count, device=ordered.device).expand_as(ordered)
     ends = torch.ones_like(ordered, dtype=torch.bool)
-    ends[:, :-1] = ordered[:, :-1] != ordered[:, 1:]
+    torch.ne(ordered[:, :-1], ordered[:, 1:], out=ends[:, :-1])
+    if bool(ends.all()):
+        return index
     nearest_end = index.where(ends, count).flip(1).cummin(1).values
     return nearest_end.flip(1)
 

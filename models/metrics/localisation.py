@@ -69,9 +69,9 @@ def iou_quantile(
 
 
 def iou_cap(mask: Bool[Tensor, "b H W"], *, quantile: float) -> Float[Tensor, " b"]:
-    """``iou_quantile`` of the mask itself: the lesser of its area and the selected one over the greater.
+    """``iou_quantile`` of the mask itself: the most that any map can score; NaN for an empty mask.
 
-    What a perfect map scores; NaN for an empty mask.
+    The lesser of its area and the selected one over the greater.
 
     Raises
     ------
@@ -111,10 +111,10 @@ def ior_equal_area(
     *,
     ranking: Ranking | None = None,
 ) -> Float[Tensor, " b"]:
-    """Share of the mask among as many of the most important pixels as it has: IoR without threshold.
+    """Share of the mask in the region of as many of the most important pixels as it has.
 
-    Precision and recall at once. Ties as in ``iou_quantile``; a constant map scores the mask's
-    share of the picture.
+    IoR without a threshold, and precision and recall at once. Ties as in ``iou_quantile``; a
+    constant map scores the mask's share of the picture.
 
     Raises
     ------
@@ -165,10 +165,10 @@ def mass_inside(values: Float[Tensor, "b h w"], mask: Bool[Tensor, "b H W"]) -> 
 
 def _intersection(ranked: Ranking, selected: Tensor) -> Tensor:
     """Pixels of the mask among the first ``selected``, tied pixels taken in equal fractions."""
-    place = torch.searchsorted(ranked.area_upto, selected[:, None].contiguous())
+    place = torch.searchsorted(ranked.area_upto.contiguous(), selected[:, None].contiguous())
     place = place.clamp_max(ranked.area.shape[1] - 1)
     last = ranked.last_of_tie.gather(1, place)
-    first = torch.searchsorted(ranked.last_of_tie, last)
+    first = torch.searchsorted(ranked.last_of_tie.contiguous(), last)
     before_area, before_true = (
         upto.gather(1, first) - amount.gather(1, first)
         for upto, amount in (

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import sobel
 from sklearn.metrics import average_precision_score
 from torch.nn.functional import interpolate
 
@@ -10,13 +11,19 @@ from models.errors import MetricError, ShapeError
 from models.metrics import (
     METRICS,
     average_precision,
+    centred_gaussian_map,
+    edge_map,
+    iou_cap,
     iou_equal_area,
     iou_quantile,
     mass_inside,
+    mean_mask_map,
     pointing_game,
     random_map,
     score,
+    scores,
     total_variation,
+    true_map,
     uniform_map,
 )
 
@@ -104,6 +111,64 @@ def test_perfect_map_is_perfect(case):
     assert iou_quantile(perfect, mask, quantile=0.9).item() == pytest.approx(cap)
 
 
+@given(cases(), st.sampled_from([0.0, 0.5, 0.9, 0.975]))
+def test_the_true_mask_scores_the_cap(case, quantile):
+    mask = torch.from_numpy(case[1])[None]
+    found = iou_quantile(true_map(mask), mask, quantile=quantile)
+    torch.testing.assert_close(found, iou_cap(mask, quantile=quantile))
+
+
+@given(cases())
+def test_equal_area_ratio_and_overlap_say_the_same(case):
+    values, mask = tensors(case)
+    ratio = score("ior_equal_area", values, mask).per_sample
+    # of two sets of one size, IoU is r / (2 - r) with r their share of each other
+    torch.testing.assert_close(iou_equal_area(values, mask), ratio / (2 - ratio))
+
+
+@given(cases())
+def test_metrics_by_rank_ignore_the_scale(case):
+    values, mask = tensors(case)
+    names = [name for name, metric in METRICS.items() if metric.ranks]
+    for one, other in zip(
+        scores(names, values, mask), scores(names, values**3 - 9, mask), strict=True
+    ):
+        torch.testing.assert_close(one.per_sample, other.per_sample, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LOCALISATION)
+def test_a_batch_equals_its_parts(name):
+    values, mask = torch.rand(5, 8, 8), torch.rand(5, 16, 16) < 0.3
+    whole = score(name, values, mask).per_sample
+    parts = [score(name, values[i : i + 1], mask[i : i + 1]).per_sample for i in range(5)]
+    torch.testing.assert_close(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("name", LOCALISATION)
+def test_a_mask_of_the_whole_picture_has_a_defined_answer(name):
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    found = score(name, torch.rand(1, 4, 4), mask).per_sample.item()
+    known = {"iou_975": 0.025, "iou_950": 0.05, "iou_900": 0.1}
+    if name.startswith("false_boxes"):
+        assert found == 0
+    elif "box_iou" in name:
+        assert 0 < found <= 1
+    else:
+        assert found == pytest.approx(known.get(name, 1.0))
+
+
+def test_several_metrics_of_one_ranking_are_each_their_own():
+    values, mask = torch.rand(4, 8, 8), torch.rand(4, 16, 16) < 0.3
+    for found in scores(LOCALISATION, values, mask):
+        torch.testing.assert_close(
+            found.per_sample, METRICS[found.name].measure(values, mask), rtol=0, atol=0
+        )
+
+
+def test_every_metric_says_where_it_is_from():
+    assert all(metric.source for metric in METRICS.values())
+
+
 @given(cases())
 def test_constant_map_scores_chance(case):
     values, mask = tensors(case)
@@ -174,6 +239,38 @@ def test_controls_are_distributions():
     assert drawn[:, 0, 0].var().item() == pytest.approx(3 / 80, rel=0.25)
 
 
+def test_the_centred_gaussian_by_hand():
+    bell = centred_gaussian_map((2, 9, 5), spread=0.3)
+    torch.testing.assert_close(bell.sum((1, 2)), torch.ones(2))
+    assert bell[0].argmax() == 4 * 5 + 2
+    torch.testing.assert_close(bell, bell.flip(1, 2))
+    ratio = np.exp(-((1 / 5) ** 2) / (2 * 0.3**2))
+    assert (bell[0, 4, 3] / bell[0, 4, 2]).item() == pytest.approx(ratio)
+    with pytest.raises(MetricError, match=r"spread is 0\.0; a bell has a positive width"):
+        centred_gaussian_map((1, 2, 2), spread=0.0)
+
+
+def test_the_mean_mask_by_hand():
+    masks = torch.tensor([[[True, False]], [[True, True]]])
+    torch.testing.assert_close(
+        mean_mask_map(masks, 3), torch.tensor([[[2 / 3, 1 / 3]]]).expand(3, -1, -1)
+    )
+    with pytest.raises(MetricError, match="none of 2 training masks holds a pixel"):
+        mean_mask_map(torch.zeros(2, 3, 3, dtype=torch.bool), 1)
+
+
+def test_edges_equal_those_of_scipy():
+    images = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).double()
+    expected = np.zeros((2, 9, 7))
+    for sample, channel in np.ndindex(2, 3):
+        for axis in (0, 1):  # whose kernel sums to 8
+            slope = sobel(images[sample, channel].numpy(), axis=axis, mode="nearest") / 8
+            expected[sample] += slope**2
+    expected = np.sqrt(expected)
+    np.testing.assert_allclose(edge_map(images).numpy(), expected, atol=1e-12)
+    assert edge_map(torch.full((1, 2, 4, 4), 3.0)).abs().max() == 0
+
+
 def test_scores_carry_their_direction():
     values, mask = uniform_map((1, 2, 2)), torch.ones(1, 4, 4, dtype=torch.bool)
     made = score("average_precision", values, mask)
@@ -200,6 +297,8 @@ def test_maps_that_cannot_be_measured_are_refused(name):
 def test_quantiles_out_of_range_are_refused(quantile):
     with pytest.raises(MetricError, match=rf"quantile is {quantile}; it lies in \[0, 1\)"):
         iou_quantile(uniform_map((1, 2, 2)), torch.ones(1, 2, 2).bool(), quantile=quantile)
+    with pytest.raises(MetricError, match="quantile is"):
+        iou_cap(torch.ones(1, 2, 2).bool(), quantile=quantile)
 
 
 def test_unknown_metrics_are_refused():
@@ -209,10 +308,29 @@ def test_unknown_metrics_are_refused():
 
 @pytest.mark.parametrize("scale", [2.0, 0.0, float("nan")])
 def test_maps_that_are_no_distributions_are_refused(scale):
-    with pytest.raises(MetricError, match=r"a coarse map sums to .*; total variation compares"):
+    with pytest.raises(MetricError, match=r"a coarse map sums to .*; levels are compared as maps"):
         total_variation(uniform_map((2, 4, 4)), scale * uniform_map((2, 2, 2)))
     with pytest.raises(MetricError, match="a fine map sums to"):
         total_variation(scale * uniform_map((2, 4, 4)), uniform_map((2, 2, 2)))
+
+
+def test_maps_with_a_negative_cell_are_no_distributions():
+    fine = torch.tensor([[[1.5, -0.5], [0.0, 0.0]]])
+    with pytest.raises(MetricError, match=r"a fine map goes down to -0\.5"):
+        total_variation(fine, uniform_map((1, 1, 1)))
+
+
+def test_infinite_maps_have_an_order_and_no_mass():
+    values = torch.tensor([[[torch.inf, 0.0], [0.0, -torch.inf]]])
+    mask = torch.tensor([[[True, False], [False, False]]])
+    assert average_precision(values, mask).item() == 1
+    with pytest.raises(MetricError, match="a map holds an infinite value; its mass"):
+        mass_inside(values, mask)
+
+
+def test_references_that_are_missing_are_refused():
+    with pytest.raises(MetricError, match="'iou_900' is a localisation metric and has nothing to"):
+        score("iou_900", uniform_map((1, 2, 2)))
 
 
 def test_grids_that_do_not_nest_are_refused():
