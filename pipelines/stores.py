@@ -1,100 +1,34 @@
 """Where the pictures of a split wait for the training: in memory, or in the shards.
 
-Axes: b batch, c channel, p stored row, q stored column, h row, w column. A picture is decoded by
-the calling thread or by a few others beside it, into a batch that is already allocated: unlike
-processes, threads need no copy of it, and nothing of theirs is left when the training has ended.
-Whatever holds the pictures, however many threads read, the batches are the same to the bit.
-
-What travels to an accelerator is whichever is less: pictures as stored, scored over the brain and
-resampled on the accelerator, or finished ones. On a CPU pictures are finished as they are read.
+Axes: b batch, c channel, h row, w column. Whatever holds the pictures, however many processes read
+them, the batches are the same to the bit.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Int64
 from torch import Tensor
 
-from pipelines.feed import Pictures, Store, finished, in_order
+from pipelines.carrier import Carrier, Held
+from pipelines.feed import Pictures, Store, in_order
 from pipelines.progress import Progress, silent
+from pipelines.readers import read_beside
 
 RESIDENT_SHARE = 0.4  # of the memory that is free: the model and its gradients need the rest
 AHEAD = 2  # batches that are being read while one is trained on
 READ_BATCH = 64
+WORTH_PROCESSES = 4000
+"""Pictures from which reading them once is quicker in processes, which take seconds to come up."""
 
 Orders = Iterable[Int64[np.ndarray, " b"]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """Pictures on their way, and what they are scored by where that is still to be done."""
-
-    pixels: Shaped[Tensor, "b c p q"]
-    statistics: Float32[Tensor, "b 2 k"]
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Held":
-        """Change both tensors alike."""
-        return Held(pixels=change(self.pixels), statistics=change(self.statistics))
-
-
-class Carrier:
-    """How the pictures of a split are held and carried to a device.
-
-    Attributes
-    ----------
-    late
-        Whether they are finished on the device.
-    bytes_each
-        What one picture takes.
-    """
-
-    def __init__(self, images: Pictures, device: torch.device) -> None:
-        self._images, self._size = images, images.size
-        ready = images[0] if len(images) else torch.empty((0, *images.size))
-        stored = np.array(images.stored(0)[0]) if len(images) else np.empty(0)
-        self.late = device.type == "cuda" and stored.nbytes < ready.nbytes
-        self._like = torch.from_numpy(stored) if self.late else ready
-        self.bytes_each: int = self._like.nbytes
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def empty(self, count: int, *, device: torch.device, pinned: bool = False) -> Held:
-        """Memory for so many pictures."""
-        channels = self._like.shape[0]
-        shapes = (count, *self._like.shape), (count, 2, channels if self.late else 0)
-        kinds = self._like.dtype, torch.float32
-        return Held(
-            pixels=torch.empty(shapes[0], dtype=kinds[0], device=device, pin_memory=pinned),
-            statistics=torch.empty(shapes[1], dtype=kinds[1], device=device, pin_memory=pinned),
-        )
-
-    def read(self, batch: Held, place: int, index: int) -> None:
-        """Read one picture into a place of a batch on the host."""
-        if not self.late:
-            batch.pixels[place] = self._images[index]
-            return
-        stored, statistics = self._images.stored(index)
-        batch.pixels.numpy()[place] = stored
-        if statistics is not None:
-            batch.statistics.numpy()[place] = statistics
-
-    def finish(self, batch: Held) -> Shaped[Tensor, "b c h w"]:
-        """Score and resample, on the device, what was not when it was read."""
-        if not self.late:
-            return batch.pixels
-        scored = self._images.scored
-        return finished(batch.pixels, batch.statistics if scored else None, size=self._size)
-
-
 class StreamStore:
-    """Every batch read from the shards, by ``workers`` threads ahead of the training.
+    """Every batch read from the shards, by ``workers`` processes ahead of the training.
 
     Without workers a batch is read when it is asked for.
     """
@@ -122,7 +56,7 @@ class ResidentStore:
         Where the split is held: the device unless told otherwise. Batches of a split in the host's
         memory are copied to an accelerator while the one before is trained on.
     workers
-        Threads that decode.
+        Processes that decode, where there are many pictures.
     """
 
     def __init__(
@@ -139,7 +73,8 @@ class ResidentStore:
         self._held = self._carrier.empty(len(images), device=self._home)
         start = 0
         parts = in_order(len(images), READ_BATCH)
-        for batch in _read(self._carrier, parts, workers=workers, pinned=False):
+        processes = workers if len(images) >= WORTH_PROCESSES else 0
+        for batch in _read(self._carrier, parts, workers=processes, pinned=False):
             count = len(batch.pixels)
             self._held.pixels[start : start + count] = batch.pixels
             self._held.statistics[start : start + count] = batch.statistics
@@ -205,46 +140,14 @@ def free_memory(device: torch.device) -> int:
 
 def _read(carrier: Carrier, orders: Orders, *, workers: int, pinned: bool) -> Iterator[Held]:
     """Read batches on the host, in order; what goes wrong is raised at the batch it spoils."""
-    host = torch.device("cpu")
-    if not workers:
-        for order in orders:
-            batch = carrier.empty(len(order), device=host, pinned=pinned)
-            for place, index in enumerate(order.tolist()):
-                carrier.read(batch, place, index)
-            yield batch
+    if workers:
+        yield from read_beside(carrier, orders, workers=workers, ahead=AHEAD, pinned=pinned)
         return
-    with _threads(workers) as threads:
-        under_way: deque[tuple[Held, list[Future[None]]]] = deque()
-        for order in orders:
-            batch = carrier.empty(len(order), device=host, pinned=pinned)
-            readings = [
-                threads.submit(carrier.read, batch, place, index)
-                for place, index in enumerate(order.tolist())
-            ]
-            under_way.append((batch, readings))
-            if len(under_way) > AHEAD:
-                yield _complete(*under_way.popleft())
-        while under_way:
-            yield _complete(*under_way.popleft())
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that drop what they have not begun once nobody asks any more."""
-    # each decodes a picture of its own: threads of torch's beside it would only wait
-    threads = ThreadPoolExecutor(
-        count, thread_name_prefix="reading", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
-        yield threads
-    finally:
-        threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _complete(batch: Held, readings: Iterable[Future[None]]) -> Held:
-    for reading in readings:
-        reading.result()
-    return batch
+    for order in orders:
+        batch = carrier.empty(len(order), device=torch.device("cpu"), pinned=pinned)
+        for place, index in enumerate(order.tolist()):
+            carrier.read(batch, place, index)
+        yield batch
 
 
 def _uploaded(batches: Iterable[Held], device: torch.device) -> Iterator[Held]:

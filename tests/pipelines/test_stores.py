@@ -1,6 +1,8 @@
 """Where pictures wait for the training: the same batches from anywhere, and typed errors only."""
 
 import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,10 +15,12 @@ import pytest
 import torch
 
 from pipelines import stores
+from pipelines.carrier import Carrier
 from pipelines.errors import DataError
 from pipelines.feed import Pictures, in_order, pictures
 from pipelines.progress import silent
-from pipelines.stores import Carrier, ResidentStore, StreamStore, resident_bytes, store
+from pipelines.readers import read_beside
+from pipelines.stores import ResidentStore, StreamStore, resident_bytes, store
 from preprocessing.errors import ShardError
 from preprocessing.shards import open_dataset
 
@@ -85,10 +89,11 @@ class TestBatches:
 
     def test_leave_no_thread_or_process_behind(self, make: Callable) -> None:
         batches = make(brains(), device=CPU).batches(orders(10))
+        before = threading.active_count()
         next(batches)
-        assert not multiprocessing.active_children()
         batches.close()
-        assert not [one for one in threading.enumerate() if one.name.startswith("reading")]
+        assert not multiprocessing.active_children()
+        assert threading.active_count() == before
 
     def test_do_not_change_how_many_threads_torch_computes_with(self, make: Callable) -> None:
         before = torch.get_num_threads()
@@ -124,6 +129,63 @@ class TestBatches:
         with pytest.raises(DataError, match="image holds NaN or infinity") as caught:
             list(make(brains(rows), device=CPU).batches(in_order(10, 4)))
         assert caught.value.code == "NOT_FINITE"
+
+
+class Deadly(Brains):
+    """A row whose reading ends the process, as for want of memory."""
+
+    def read(self, i: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        if i == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(i, names)
+
+
+def test_a_process_that_dies_is_told_with_the_way_out() -> None:
+    store = StreamStore(brains(Deadly()), device=CPU, workers=2)
+    seen = []
+    with pytest.raises(
+        DataError, match=r"exit code -9\).*lower workers, or set workers=0"
+    ) as caught:
+        seen.extend(store.batches(in_order(10, 2)))
+    assert caught.value.code == "READER_LOST"
+    assert len(seen) <= 3
+    assert not multiprocessing.active_children()
+
+
+def test_orders_may_grow_and_shrink() -> None:
+    """A larger one than the first begins with new processes; the batches are the same."""
+    images = brains()
+    asked = [np.arange(3), np.array([5]), np.arange(8), np.array([], dtype=np.int64), np.arange(2)]
+    found = list(StreamStore(images, device=CPU, workers=2).batches(iter(asked)))
+    for order, batch in zip(asked, found, strict=True):
+        expected = [images[int(i)] for i in order]
+        assert len(batch) == len(order)
+        assert all(torch.equal(one, other) for one, other in zip(batch, expected, strict=True))
+
+
+def test_a_split_worth_it_is_read_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And holds the same."""
+    images = brains()
+    expected = next(ResidentStore(images, device=CPU).batches(in_order(10, 10)))
+    asked = []
+
+    def read(*arguments: Any, **named: Any) -> Iterator[Any]:
+        asked.append(named["workers"])
+        return read_beside(*arguments, **named)
+
+    monkeypatch.setattr(stores, "WORTH_PROCESSES", 10)
+    monkeypatch.setattr(stores, "read_beside", read)
+    found = next(ResidentStore(images, device=CPU, workers=2).batches(in_order(10, 10)))
+    assert asked == [2]
+    assert torch.equal(found, expected)
+
+
+def test_batches_are_the_callers_own() -> None:
+    """Those that come later do not change one that is kept."""
+    images = brains()
+    found = list(StreamStore(images, device=CPU, workers=2).batches(in_order(10, 2)))
+    for start, batch in enumerate(found):
+        assert torch.equal(batch[0], images[2 * start])
 
 
 def test_large_numbers_are_numbers() -> None:
