@@ -96,7 +96,7 @@ DEMOS: Mapping[str, Chain] = {
         phantoms={"options": HEADS},
         build=Brats18Config(image_size=96, min_tumour_area=240, min_half_area=80),
         train=TrainConfig(
-            network="resnet10-narrow",
+            network="unet-encoder-narrow",
             variant="exact",
             epochs=12,
             batch_size=16,
