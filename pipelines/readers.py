@@ -170,7 +170,7 @@ def _readers(slots: _Slots, workers: int) -> Iterator[tuple[list[_Reader], list[
         for _ in range(workers):
             here, there = context.Pipe()
             target, given = _work, (there, slots.carrier.recipe, slots.count, slots.width)
-            process = context.Process(target=target, args=(*given, _Memory(file)), daemon=False)
+            process = context.Process(target=target, args=(*given, _Memory(file)), daemon=True)
             process.start()
             there.close()
             readers.append(_Reader(process=process, link=here))

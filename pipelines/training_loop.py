@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from models.networks import Classifier
 from pipelines import handlers, outcome
 from pipelines import run as run_files
+from pipelines.ahead import Ahead
 from pipelines.assemble import Forward, TrainingData, to_device
 from pipelines.config import RunConfig, TrainConfig
 from pipelines.distributed import ALONE, Processes
@@ -151,7 +152,8 @@ class Loop:
         trainer = SupervisedTrainer(
             device=task.device,
             max_epochs=task.settings.epochs,
-            train_data_loader=feed,
+            # an accelerator computes by itself while the next batch is asked for
+            train_data_loader=Ahead(feed) if task.device.type == "cpu" else feed,
             network=self._network(),
             optimizer=self.optimizer,
             loss_function=self.losses,

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from preprocessing.errors import OutputError, ShardError
 
 HEADER_BYTES = 18  # two fields of 8 hex digits, a blank after each
 NO_FLOCK = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+SECONDS_TO_LET_GO = 3.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -150,13 +152,18 @@ class OutputLock:
         self.release()
 
     def _lock_file(self) -> bool:
+        until = time.monotonic() + SECONDS_TO_LET_GO
         while True:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
-                raise _locked(_text_of(self._file), "wait until it is done") from None
+                owner = _text_of(self._file)
+                if _is_gone(owner) and time.monotonic() < until:
+                    time.sleep(0.01)
+                    continue
+                raise _locked(owner, "wait until it is done") from None
             except OSError as error:
                 os.close(descriptor)
                 if error.errno not in NO_FLOCK:
@@ -223,6 +230,20 @@ def _write_all(descriptor: int, content: bytes, *, offset: int) -> None:
 def _identity() -> bytes:
     boot = BOOT_ID.read_text(encoding="ascii").strip() if BOOT_ID.exists() else "-"
     return f"{os.getpid()} {boot}\n".encode("ascii")
+
+
+def _is_gone(owner: str) -> bool:
+    """Say whether a holder has ended for certain: workers that it had just forked let go soon."""
+    number, _, boot = owner.strip().partition(" ")
+    if not number.isdecimal() or boot != _identity().decode("ascii").split()[1]:
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

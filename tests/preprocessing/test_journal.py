@@ -145,6 +145,8 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from preprocessing.journal import OutputLock
+if "slow" in sys.argv:  # a busy machine: it takes a while until the child comes to let go
+    os.register_at_fork(after_in_child=lambda: time.sleep(0.5))
 with OutputLock(Path(sys.argv[1])):
     if "fork" in sys.argv and os.fork() == 0:
         time.sleep(float(sys.argv[3]))
@@ -173,7 +175,7 @@ def test_the_lock_tells_neither_host_nor_user(tmp_path):
     assert len(text.split()) == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["fork", "8"]])
+@pytest.mark.parametrize("arguments", [[], ["fork", "8"], ["fork", "8", "slow"]])
 def test_the_lock_dies_with_its_holder_even_if_a_forked_worker_lives(tmp_path, arguments):
     process = child(HOLDER, str(tmp_path), *arguments)
     try:
