@@ -185,8 +185,12 @@ class TestMachine:
         assert refusal.value.code == "NO_COMPILER"
 
     def test_a_compiler_that_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine.shutil, "which", lambda name: f"/bin/{name}")
+        asked = []
+        monkeypatch.setattr(
+            machine.shutil, "which", lambda name: asked.append(name) or f"/bin/{name}"
+        )
         machine.refuse_no_compiler(torch.device("cpu"))
+        assert asked
 
     def test_what_is_compiled_trains_the_network_itself(
         self, blobs: Path, tmp_path: Path, whole: dict[str, torch.Tensor],

@@ -480,6 +480,9 @@ class TestAlteredRuns:
     def test_a_whole_run_loads(self, copy: Path) -> None:
         network = network_of(run_files.read_config(copy))
         run_files.load_weights(copy, network)
+        stored = load_file(copy / "best.safetensors")
+        assert stored.keys() == network.state_dict().keys()
+        assert all(torch.equal(network.state_dict()[name], stored[name]) for name in stored)
 
     def test_missing_files(self, copy: Path) -> None:
         network = network_of(run_files.read_config(copy))
