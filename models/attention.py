@@ -23,6 +23,7 @@ one line of ``ATTENTIONS``:
 ``chain-two-pass``      the same, gating on the way, by a first look
 ``chain-one-pass``      the same, on the way in one pass: each level gated by its own ``tau``
 ``chain-factored``      the same, on the way in one pass: finer gates in two factors
+``pyramid``             as ``chain``, from the finest stage on that the network has
 
 References
 ----------
@@ -47,7 +48,7 @@ from models.penalties import (
 )
 from models.trunk import Trunk
 
-Levels = Literal["none", "fine", "coarse", "both", "all"]
+Levels = Literal["none", "fine", "coarse", "both", "all", "pyramid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class Variant:
         How images are led through the trunk.
     levels
         Which gates are used: the finer of the trunk's pair (``fine``), its coarser (``coarse``),
-        these two (``both``) or ``all`` that it offers.
+        these two (``both``), ``all`` that it offers, or its ``pyramid``.
     penalty
         What disagreement costs.
     alpha
@@ -83,12 +84,13 @@ class Variant:
             "coarse": trunk.pair[1:],
             "both": trunk.pair,
             "all": trunk.gated,
+            "pyramid": trunk.pyramid,
         }[self.levels]
 
     def map_names(self, trunk: Trunk) -> tuple[str, ...]:
         """Name the maps, finest first."""
-        if self.levels == "all":
-            return trunk.gated
+        if self.levels in ("all", "pyramid"):
+            return self.stages(trunk)
         return {"none": (), "both": ("fine", "coarse")}.get(self.levels, (self.levels,))
 
 
@@ -131,6 +133,7 @@ ATTENTIONS: Mapping[str, Variant] = MappingProxyType(
         "chain-factored": Variant(
             attention=Factored, levels="all", penalty=ValuePenalty, alpha=1.0
         ),
+        "pyramid": Variant(attention=Late, levels="pyramid", penalty=ValuePenalty, alpha=1.0),
     }
 )
 """Name of a variant -> how it is built; a new variant is one line here."""

@@ -67,7 +67,14 @@ def densenet_trunk(
     if upsampled:
         stages["upsampled"] = _upsampling(width)
         channels["upsampled"], strides["upsampled"] = width, PYRAMID[blocks - 1] // 4
-    return Trunk(stages, channels=channels, strides=strides, gated=gated, family="densenet")
+    return Trunk(
+        stages,
+        channels=channels,
+        strides=strides,
+        gated=gated,
+        pyramid=tuple(f"block{i}" for i in range(1, blocks + 1)),
+        family="densenet",
+    )
 
 
 def _upsampling(width: int) -> nn.Sequential:

@@ -53,5 +53,6 @@ def resnet_trunk(
         channels={"stem": widths[0], **channels},
         strides=STRIDES,
         gated=("block2", "block3", "block4"),
+        pyramid=tuple(blocks),
         family="resnet",
     )

@@ -27,6 +27,9 @@ class Trunk(nn.Module):
     pair
         The finer and the coarser of the two that the two-level variants gate: the last two of
         ``gated``, if not given.
+    pyramid
+        Stages from the finest on that a pyramid of gates uses, each grid nested in the next:
+        ``gated``, if not given.
     multiple
         Image sides must be multiples of it.
     family
@@ -45,6 +48,7 @@ class Trunk(nn.Module):
         strides: Mapping[str, int],
         gated: tuple[str, ...],
         pair: tuple[str, ...] | None = None,
+        pyramid: tuple[str, ...] | None = None,
         multiple: int = 1,
         family: str = "",
         readout: "Readout | None" = None,
@@ -55,6 +59,7 @@ class Trunk(nn.Module):
         self.names = tuple(stages)
         self.channels, self.strides, self.gated = dict(channels), dict(strides), gated
         self.pair = gated[-2:] if pair is None else pair
+        self.pyramid = gated if pyramid is None else pyramid
         self.multiple, self.family, self.readout = multiple, family, readout or GlobalPool()
         self.frozen = False
 

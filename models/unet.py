@@ -23,8 +23,8 @@ def unet_trunk(in_channels: int, *, widths: Sequence[int] = WIDTHS) -> Trunk:
     """Five pairs of convolutions with 2 x 2 maximum pools between them, from MONAI's blocks.
 
     Each convolution is 3 x 3 without bias, with batch normalisation and a rectifier. The pair of
-    gates sits before the last two pools, at strides 4 and 8; a chain also gates the bottleneck. A
-    pool of an odd side keeps its last row and column.
+    gates sits before the last two pools, at strides 4 and 8; a chain also gates the bottleneck, and
+    a pyramid every stage but that. A pool of an odd side keeps its last row and column.
     """
     act, norm = ("relu", {"inplace": True}), "batch"
     stages: dict[str, nn.Module] = {NAMES[0]: TwoConv(2, in_channels, widths[0], act, norm, False)}
@@ -38,4 +38,5 @@ def unet_trunk(in_channels: int, *, widths: Sequence[int] = WIDTHS) -> Trunk:
         strides={name: 2**i for i, name in enumerate(NAMES)},
         gated=NAMES[2:],
         pair=NAMES[2:4],
+        pyramid=NAMES[:4],
     )

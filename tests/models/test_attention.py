@@ -22,7 +22,7 @@ from models.networks import build
 
 GATED = [name for name in ATTENTIONS if name != "baseline"]
 PAIRS = [name for name in ATTENTIONS if name not in ("baseline", "fine", "coarse")]
-AGREEING = [name for name in ATTENTIONS if name.startswith(("exact", "chain", "cvx"))]
+AGREEING = [name for name in ATTENTIONS if name.startswith(("exact", "chain", "pyramid", "cvx"))]
 OPTIONS = {
     "dual, witness per image": {"witness": "image"},
     "dual, cascade": {"cascade": 2},
@@ -163,6 +163,7 @@ def test_penalty_is_its_definition(variant):
         "chain-two-pass": chain_value(potentials),
         "chain-one-pass": chain_value(potentials),
         "chain-factored": chain_value(potentials),
+        "pyramid": chain_value(potentials),
     }.get(variant, consistency_value(fine, coarse))
     torch.testing.assert_close(penalty, expected)
     assert variant in ("unconstrained", "cvx") or (penalty > 0).all()
@@ -426,7 +427,7 @@ def test_mean_gate_is_one(variant):
     with torch.no_grad():
         baseline.head.weight.copy_(model.head.weight[:, -model.trunk.features :])
         baseline.head.bias.copy_(model.head.bias)
-        if variant in ("exact", "chain"):  # their heads also see the finer levels
+        if variant in ("exact", "chain", "pyramid"):  # their heads also see the finer levels
             model.head.weight[:, : -model.trunk.features] = 0
     torch.testing.assert_close(model(images()).logits, baseline(images()).logits)
 
