@@ -1,9 +1,14 @@
 """What training pays: one function per term, each per sample; a batch costs their mean.
 
 Axes: b batch, k class.
+
+References
+----------
+Wang et al., "ChestX-ray8: hospital-scale chest X-ray database and benchmarks", CVPR 2017, section
+3.2 (the weighted cross entropy loss, W-CEL).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -32,18 +37,71 @@ class Objective:
     terms: Mapping[str, Float[Tensor, " b"]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelWeights:
+    """What an answer of a label set weighs, whichever class it is about.
+
+    Attributes
+    ----------
+    present, absent
+        Where the class is there, and where it is not.
+    """
+
+    present: Float[Tensor, ""]
+    absent: Float[Tensor, ""]
+
+
+def present_ratio(labels: Num[Tensor, "b k"]) -> LabelWeights:
+    """Weigh a present class by the ratio of absent to present ones among all labels given.
+
+    Both kinds weigh the same in total. Labels of one kind weigh 1: there is nothing to balance.
+    """
+    present, absent = _counts(labels)
+    both = (present > 0) & (absent > 0)
+    ratio = absent / present.clamp_min(1)
+    return LabelWeights(present=ratio.where(both, 1.0), absent=torch.ones_like(ratio))
+
+
+def inverse_shares(labels: Num[Tensor, "b k"]) -> LabelWeights:
+    """Weigh each kind by the inverse of its share in all labels given: the W-CEL of Wang et al.
+
+    With the mean over labels in the place of their sum, the loss is the mean cost of the present
+    ones plus the mean cost of the absent ones: it is ``present_ratio``'s times the labels over the
+    absent ones. Labels of one kind weigh 1.
+    """
+    present, absent = _counts(labels)
+    both, total = (present > 0) & (absent > 0), present + absent
+    return LabelWeights(
+        present=(total / present.clamp_min(1)).where(both, 1.0),
+        absent=(total / absent.clamp_min(1)).where(both, 1.0),
+    )
+
+
+WEIGHTINGS: Mapping[str, Callable[[Num[Tensor, "b k"]], LabelWeights]] = MappingProxyType(
+    {"batch": present_ratio, "w-cel": inverse_shares}
+)
+"""Name of a weighting that is counted in each batch -> its weights."""
+
+
+def _counts(labels: Num[Tensor, "b k"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Count what is present and what is absent."""
+    present = labels.to(torch.float32).sum()
+    return present, labels.numel() - present
+
+
 def objective(
     prediction: Prediction,
     labels: Int[Tensor, " b"] | Num[Tensor, "b k"],
     *,
     alpha: float,
     class_weights: Float[Tensor, " c"] | None = None,
+    label_weights: LabelWeights | None = None,
     label_smoothing: float = 0.0,
 ) -> Objective:
     """Classification plus ``alpha`` times the consistency penalty, averaged over the batch.
 
     The mean is over samples: class weights do not change the divisor, so that the loss of a batch
-    is the mean of the losses of its parts.
+    is the mean of the losses of its parts, unless ``label_weights`` are counted in each part.
 
     Parameters
     ----------
@@ -57,14 +115,52 @@ def objective(
     """
     if alpha < 0:
         raise LossError("BAD_ALPHA", f"alpha is {alpha}; the penalty's weight is 0 or more")
-    loss = classification_loss if labels.ndim == 1 else multi_label_loss
-    classification = loss(
-        prediction, labels, class_weights=class_weights, label_smoothing=label_smoothing
+    classification = sample_losses(
+        prediction,
+        labels,
+        class_weights=class_weights,
+        label_weights=label_weights,
+        label_smoothing=label_smoothing,
     )
     consistency = consistency_loss(prediction)
     total = classification + alpha * consistency if alpha else classification
     terms = {"classification": classification.detach(), "consistency": consistency.detach()}
     return Objective(loss=total.mean(), terms=MappingProxyType(terms))
+
+
+def sample_losses(
+    prediction: Prediction,
+    labels: Int[Tensor, " b"] | Num[Tensor, "b k"],
+    *,
+    class_weights: Float[Tensor, " c"] | None = None,
+    label_weights: LabelWeights | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, " b"]:
+    """Classification loss of each sample, whether it has one class or a label set.
+
+    Raises
+    ------
+    LossError
+        As ``classification_loss`` or ``multi_label_loss``, and ``NOT_LABEL_SETS`` if
+        ``label_weights`` are given for samples of one class.
+    """
+    if labels.ndim > 1:
+        return multi_label_loss(
+            prediction,
+            labels,
+            class_weights=class_weights,
+            label_weights=label_weights,
+            label_smoothing=label_smoothing,
+        )
+    if label_weights is not None:
+        raise LossError(
+            "NOT_LABEL_SETS",
+            "label_weights weigh present against absent classes, but each sample is of one class: "
+            "give class_weights",
+        )
+    return classification_loss(
+        prediction, labels, class_weights=class_weights, label_smoothing=label_smoothing
+    )
 
 
 def classification_loss(
@@ -102,6 +198,7 @@ def multi_label_loss(
     labels: Num[Tensor, "b k"],
     *,
     class_weights: Float[Tensor, " c"] | None = None,
+    label_weights: LabelWeights | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, " b"]:
     """Binary cross entropy of each sample, mean over the classes, each of which it has or has not.
@@ -115,6 +212,9 @@ def multi_label_loss(
     class_weights
         Of the samples that are of a class; those that are not weigh 1. Their ratio of numbers,
         absent over present in the training split, balances the class.
+    label_weights
+        Of all present and of all absent classes, as the ``WEIGHTINGS`` find them; times the
+        weights of the classes.
     label_smoothing
         Labels become this much nearer to one half, as a share of the way.
 
@@ -138,10 +238,15 @@ def multi_label_loss(
         _check_class_weights(class_weights, classes)
         class_weights = class_weights.to(prediction.logits)
     targets = labels.to(prediction.logits) * (1 - label_smoothing) + label_smoothing / 2
+    weights = class_weights
+    if label_weights is not None:
+        ratio = (label_weights.present / label_weights.absent).to(prediction.logits)
+        weights = ratio * (torch.ones_like(targets[0]) if weights is None else weights)
     losses = binary_cross_entropy_with_logits(
-        prediction.logits, targets, reduction="none", pos_weight=class_weights
+        prediction.logits, targets, reduction="none", pos_weight=weights
     )
-    return losses.mean(1)
+    means = losses.mean(1)
+    return means if label_weights is None else means * label_weights.absent.to(means)
 
 
 def consistency_loss(prediction: Prediction) -> Float[Tensor, " b"]:

@@ -156,6 +156,9 @@ NETWORKS: Mapping[str, Callable[[int], Trunk]] = MappingProxyType(
         "densenet121-stride8": partial(densenet_trunk, blocks=2),
         "densenet121-upsampled": partial(densenet_trunk, upsampled=True),
         "densenet-narrow": partial(densenet_trunk, layers=densenet.NARROW_LAYERS, growth=8),
+        "densenet-narrow-stride8": partial(
+            densenet_trunk, layers=densenet.NARROW_LAYERS, growth=8, blocks=2
+        ),
         "vit-b16": vit_trunk,
         "vit-narrow": partial(vit_trunk, width=64, depth=4, heads=4),
     }

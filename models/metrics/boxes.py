@@ -21,7 +21,7 @@ MICCAI 2019.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.errors import MetricError
@@ -127,6 +127,46 @@ def false_boxes(
     missed = (_iobb_of_each(cut, boxes) < level).double()
     count = missed.new_zeros(len(values)).index_add(0, boxes.sample, missed)
     return count.where(cut.mask_area > 0, torch.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matches:
+    """How well each box of each map finds the mask; NaN where the mask is empty.
+
+    Attributes
+    ----------
+    sample
+        The sample of each box, ascending.
+    iobb
+        Share of the box that lies in the mask.
+    iou
+        Intersection over union of the box and the mask.
+    """
+
+    sample: Int[Tensor, " k"]
+    iobb: Float[Tensor, " k"]
+    iou: Float[Tensor, " k"]
+
+
+def matches(
+    values: Float[Tensor, "b h w"], mask: Bool[Tensor, "b H W"], *, threshold: float
+) -> Matches:
+    """Compare every single box of the maps with the mask.
+
+    Raises
+    ------
+    MetricError
+        As ``ior``.
+    """
+    cut = _cut(values, mask, threshold)
+    boxes = boxes_of(cut.selected)
+    inside, area = _inside_and_area(cut, boxes)
+    wanted = cut.mask_area[boxes.sample]
+    return Matches(
+        sample=boxes.sample,
+        iobb=(inside / area).where(wanted > 0, torch.nan),
+        iou=(inside / (area + wanted - inside)).where(wanted > 0, torch.nan),
+    )
 
 
 def hits(

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from models.errors import LossError
-from models.losses import classification_loss, consistency_loss, multi_label_loss, objective
+from models.losses import (
+    WEIGHTINGS,
+    LabelWeights,
+    classification_loss,
+    consistency_loss,
+    multi_label_loss,
+    objective,
+)
 from models.records import Prediction
 
 
@@ -141,3 +148,79 @@ def test_several_labels_of_another_number_are_refused():
         multi_label_loss(prediction(), PRESENT, class_weights=torch.ones(2))
     with pytest.raises(LossError, match=r"label_smoothing is 1.0; it lies in \[0, 1\)"):
         multi_label_loss(prediction(), PRESENT, label_smoothing=1.0)
+
+
+def counted(labels):
+    """Present and absent labels, by a loop."""
+    flat = [label for row in labels.tolist() for label in row]
+    return flat.count(1), flat.count(0)
+
+
+def test_w_cel_by_hand_and_its_gradient():
+    made = prediction()
+    present, absent = counted(PRESENT)
+    total = present + absent
+    losses = multi_label_loss(made, PRESENT, label_weights=WEIGHTINGS["w-cel"](PRESENT))
+    losses.mean().backward()
+    wanted = 0.0
+    for i, labels in enumerate(PRESENT.tolist()):
+        for k, label in enumerate(labels):
+            probability = 1 / (1 + math.exp(-made.logits[i, k].item()))
+            weight = total / present if label else total / absent
+            wanted -= weight * math.log(probability if label else 1 - probability)
+            slope = weight * (probability - label) / total
+            assert made.logits.grad[i, k].item() == pytest.approx(slope, rel=1e-5)
+    assert losses.mean().item() == pytest.approx(wanted / total, rel=1e-5)
+
+
+def test_batch_weights_by_hand():
+    made = prediction()
+    present, absent = counted(PRESENT)
+    losses = multi_label_loss(made, PRESENT, label_weights=WEIGHTINGS["batch"](PRESENT))
+    wanted = multi_label_loss(made, PRESENT, class_weights=torch.full((3,), absent / present))
+    torch.testing.assert_close(losses, wanted)
+
+
+def test_the_two_weightings_differ_by_one_factor():
+    made = prediction()
+    _, absent = counted(PRESENT)
+    one, other = (
+        multi_label_loss(made, PRESENT, label_weights=WEIGHTINGS[name](PRESENT))
+        for name in ("batch", "w-cel")
+    )
+    torch.testing.assert_close(other, one * PRESENT.numel() / absent)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize("kind", [0, 1])
+def test_labels_of_one_kind_weigh_one(name, kind):
+    made, labels = prediction(), torch.full((5, 3), kind)
+    weights = WEIGHTINGS[name](labels)
+    assert (weights.present.item(), weights.absent.item()) == (1, 1)
+    for smoothing in (0.0, 0.2):
+        found = multi_label_loss(made, labels, label_weights=weights, label_smoothing=smoothing)
+        torch.testing.assert_close(found, multi_label_loss(made, labels, label_smoothing=smoothing))
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_both_kinds_weigh_the_same_in_total(name):
+    present, absent = counted(PRESENT)
+    weights = WEIGHTINGS[name](PRESENT)
+    assert present * weights.present.item() == pytest.approx(absent * weights.absent.item())
+
+
+def test_weights_of_labels_and_of_classes_multiply():
+    made, classes = prediction(), torch.tensor([0.5, 1.0, 4.0])
+    weights = LabelWeights(present=torch.tensor(3.0), absent=torch.tensor(2.0))
+    found = multi_label_loss(made, PRESENT, class_weights=classes, label_weights=weights)
+    wanted = 2 * multi_label_loss(made, PRESENT, class_weights=classes * 1.5)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_label_weights_for_samples_of_one_class_are_refused():
+    weights = WEIGHTINGS["batch"](PRESENT)
+    with pytest.raises(
+        LossError, match="each sample is of one class: give class_weights"
+    ) as caught:
+        objective(prediction(), LABELS, alpha=1.0, label_weights=weights)
+    assert caught.value.code == "NOT_LABEL_SETS"

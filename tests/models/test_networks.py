@@ -130,6 +130,9 @@ def test_trunk_tells_its_shapes(network, size):
         torch.testing.assert_close(trunk(torch.zeros(1, 2, *size)), features)
     assert trunk.features == features.shape[1]
     assert set(trunk.gated) <= set(trunk.names)
+    assert set(trunk.pair) <= set(trunk.pyramid)
+    strides = [trunk.strides[name] for name in trunk.pyramid]
+    assert all(coarse % fine == 0 for fine, coarse in pairwise(strides))
 
 
 def test_trunk_walks_from_stage_to_stage():
@@ -153,7 +156,7 @@ def test_any_channels_and_oblong_images(variant, network):
         stride = model.trunk.strides[stages.get(name, name)]
         assert level.shape[1:] == (64 // stride, 128 // stride)
         torch.testing.assert_close(level.sum((1, 2)), torch.ones(2), rtol=0, atol=1e-5)
-    if variant.startswith(("exact", "chain", "cvx")):
+    if variant.startswith(("exact", "chain", "pyramid", "cvx")):
         for finer, coarser in pairwise(prediction.maps):
             pooled = block_sum(finer, coarser.shape[1:])
             torch.testing.assert_close(pooled, coarser, rtol=0, atol=1e-6)
