@@ -1,7 +1,9 @@
 """What a network says of pictures as ever more of their pixels are removed in a map's order.
 
 Every picture is ranked once. The pairs of a picture and a fraction are then evaluated in full
-batches, whichever picture they belong to; nothing larger than a batch of pictures is ever made.
+batches, whichever picture they belong to; nothing larger than a batch of pictures is ever made. On
+a processor several batches are under way at once, each on one core: cores that share one picture
+wait for each other after every layer.
 Pictures that are equal are evaluated once: to remove pixels that show the filling already, as an
 empty background does, changes nothing, and where everything is removed all pictures are the same.
 
@@ -21,6 +23,7 @@ Neural Netw. Learn. Syst. 28(11), 2017 (pixel flipping, descending order).
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -31,12 +34,16 @@ from torch import Tensor
 
 from models.errors import MetricError, ShapeError
 from models.metrics.cells import owners
+from models.metrics.imputation import NoisyLinearImputation
 
 Order = Literal["ascending", "descending"]
 Imputer = Callable[[Tensor, Tensor], Tensor]
 """(pictures, removed pixels) -> pictures with those pixels filled in."""
 Forward = Callable[[Tensor], Tensor]
-"""Pictures -> logits, in evaluation mode: a picture must not see its batch."""
+"""Pictures -> logits, in evaluation mode: a picture must not see its batch.
+
+Several threads may call it at once: it changes nothing.
+"""
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -76,6 +83,7 @@ def perturbation_curve(
     order: Order = "ascending",
     exclusive: bool = True,
     batch_size: int | None = None,
+    threads: int | None = None,
     seed: int = 0,
 ) -> PerturbationCurve:
     """Remove growing fractions of each picture in the order of its map, and ask the network.
@@ -99,6 +107,9 @@ def perturbation_curve(
     batch_size
         Pictures in one forward pass: bounds the memory. By default as many as a processor's caches
         serve well, and 256 on a GPU.
+    threads
+        Batches under way at once on a processor. By default as many as torch uses cores
+        (``torch.get_num_threads``).
     seed
         Of the order among tied pixels.
 
@@ -106,19 +117,27 @@ def perturbation_curve(
     ------
     MetricError
         If a map, a picture or an output of the network is not finite, a map is finer than its
-        picture, the fractions do not ascend within [0, 1], or the batch size is below 1.
+        picture, the fractions do not ascend within [0, 1], or there is no batch size or thread.
     ShapeError
         If there is not one map for each picture, or not one row of logits for each picture.
     """
-    size = _usual_batch_size(images) if batch_size is None else batch_size
-    _check(values, images, fractions, size)
+    cores = torch.get_num_threads() if threads is None else threads
+    _check(values, images, fractions, 1 if batch_size is None else batch_size)
+    if cores < 1:
+        raise MetricError("BAD_THREADS", f"threads is {cores}; one at least does the work")
     ranks = removal_ranks(values, (images.shape[2], images.shape[3]), order=order, seed=seed)
     pixels = images.shape[2] * images.shape[3]
     counts = torch.tensor(
         [round(fraction * pixels) for fraction in fractions], device=images.device
     )
     logits = _Steps(
-        images=images, ranks=ranks, counts=counts, fill=fill, forward=forward, size=size
+        images=images,
+        ranks=ranks,
+        counts=counts,
+        fill=fill,
+        forward=forward,
+        size=batch_size,
+        threads=1 if images.is_cuda else cores,
     ).logits()
     exact = logits.double()
     return PerturbationCurve(
@@ -180,7 +199,8 @@ class _Steps:
     counts: Int[Tensor, " f"]
     fill: Tensor | Imputer
     forward: Forward
-    size: int
+    size: int | None
+    threads: int
 
     def logits(self) -> Float[Tensor, "b f k"]:
         """Evaluate each different picture once."""
@@ -189,14 +209,29 @@ class _Steps:
         new = torch.ones_like(blank)
         new[:, 1:] = changed[:, 1:] != changed[:, :-1]
         new &= ~blank
-        pairs = new.nonzero().split(self.size) if bool(new.any()) else ()
-        parts = [self._evaluated(part) for part in pairs]
+        parts = self._all_evaluated(new.nonzero())
         place = new.flatten().cumsum(0).view_as(blank) - 1
         if bool(blank.any()):
             everything = torch.ones_like(self.ranks[:1], dtype=torch.bool)
             parts.append(self._asked(_removed(self.images[:1], everything, self.fill)))
             place = place.where(~blank, new.sum())
-        return torch.cat(parts)[place]
+        return _finite(torch.cat(parts))[place]
+
+    def _all_evaluated(self, pairs: Int[Tensor, "n 2"]) -> list[Tensor]:
+        """Evaluate batches one after the other, or as many at once as there are cores."""
+        size = _usual_batch_size(self.images, len(pairs), self.threads)
+        batches = pairs.split(self.size or size) if len(pairs) else ()
+        if self.threads == 1 or len(batches) < 2:
+            return [self._evaluated(batch) for batch in batches]
+        before = torch.get_num_threads()
+        workers = min(self.threads, len(batches))
+        try:
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                return list(pool.map(self._evaluated, batches))
+        finally:
+            torch.set_num_threads(before)
 
     def _changed(self) -> tuple[Int[Tensor, "b f"], Int[Tensor, "b 1"]]:
         """Count the removed pixels, and all pixels, that do not show the filling already."""
@@ -215,7 +250,7 @@ class _Steps:
 
     def _asked(self, pictures: Tensor) -> Float[Tensor, "n k"]:
         layout = torch.contiguous_format if pictures.is_cuda else torch.channels_last
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):
             logits = self.forward(pictures.contiguous(memory_format=layout))
         if logits.ndim != 2 or len(logits) != len(pictures):
             raise ShapeError(
@@ -223,19 +258,31 @@ class _Steps:
                 f"the network gave {tuple(logits.shape)} for {len(pictures)} pictures; it must "
                 "give one row of logits for each",
             )
-        if not bool(logits.isfinite().all()):
-            raise MetricError(
-                "LOGITS_NOT_FINITE",
-                "the network gave NaN or an infinite logit for a perturbed picture; its curve has "
-                "no area: try another filling",
-            )
         return logits
 
 
-def _usual_batch_size(images: Tensor) -> int:
+def _finite(logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Refuse logits without a value: all at once, as a look at them stops a GPU."""
+    if not bool(logits.isfinite().all()):
+        raise MetricError(
+            "LOGITS_NOT_FINITE",
+            "the network gave NaN or an infinite logit for a perturbed picture; its curve has "
+            "no area: try another filling",
+        )
+    return logits
+
+
+def _alone() -> None:
+    """Let a thread compute on one core."""
+    torch.set_num_threads(1)
+
+
+def _usual_batch_size(images: Tensor, pairs: int, threads: int) -> int:
+    """As many as are fast, and no more than give every thread a batch."""
     if images.is_cuda:
         return GPU_BATCH
-    return max(1, CPU_PIXELS // (images.shape[2] * images.shape[3]))
+    fast = max(1, CPU_PIXELS // (images.shape[2] * images.shape[3]))
+    return max(1, min(fast, -(-pairs // threads)))
 
 
 def _removed(images: Tensor, removed: Tensor, fill: Tensor | Imputer) -> Tensor:
@@ -246,7 +293,7 @@ def _removed(images: Tensor, removed: Tensor, fill: Tensor | Imputer) -> Tensor:
 
 def _fills_alike(fill: Tensor | Imputer) -> bool:
     """Tell whether all pictures look the same when everything is removed."""
-    return isinstance(fill, Tensor) and len(fill) == 1
+    return len(fill) == 1 if isinstance(fill, Tensor) else isinstance(fill, NoisyLinearImputation)
 
 
 def _of(fill: Tensor | Imputer, sample: Tensor) -> Tensor | Imputer:

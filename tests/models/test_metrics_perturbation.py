@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,58 @@ def test_no_forward_pass_is_larger_than_the_batch_and_none_is_wasted():
     assert seen == [1]
 
 
+def test_threads_change_nothing_but_the_time():
+    cores = torch.get_num_threads()
+    images = pictures()
+    for fill in (zero_fill(images), NoisyLinearImputation()):
+        one, several = (
+            perturbation_curve(
+                maps(), images, network(), fill=fill, batch_size=4, threads=threads
+            ).probabilities
+            for threads in (1, 3)
+        )
+        torch.testing.assert_close(several, one, rtol=0, atol=1e-6)
+    assert torch.get_num_threads() == cores
+
+
+def test_threads_share_the_work_each_on_one_core_and_hand_back_what_is_raised():
+    cores = torch.get_num_threads()
+    meeting = threading.Barrier(3, timeout=60)  # breaks unless three batches are under way at once
+    seen = []
+
+    def forward(images):
+        if len(seen) < 3:
+            seen.append((len(images), torch.get_num_threads()))
+            meeting.wait()
+        return network()(images)
+
+    images = pictures()[:1]
+    steps = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8)
+    perturbation_curve(maps(1), images, forward, fill=zero_fill(images), fractions=steps, threads=3)
+    assert seen == [(2, 1)] * 3  # six pictures
+
+    def broken(images):
+        raise RuntimeError("a broken network")
+
+    with pytest.raises(RuntimeError, match="a broken network"):
+        perturbation_curve(maps(), pictures(), broken, fill=zero_fill(images), threads=3)
+    assert torch.get_num_threads() == cores
+
+
+def test_what_shows_nothing_of_any_picture_is_imputed_and_asked_once():
+    seen = []
+
+    def forward(images):
+        seen.append(len(images))
+        return network()(images)
+
+    curve = perturbation_curve(maps(), pictures(), forward, fill=NoisyLinearImputation())
+    assert sum(seen) == 3 * (len(FRACTIONS) - 1) + 1
+    last = perturbed(maps(), pictures(), fraction=1.0, fill=NoisyLinearImputation())
+    expected = network()(last).double().softmax(1)
+    torch.testing.assert_close(curve.probabilities[:, -1], expected)
+
+
 def test_pixel_flipping_equals_quantus():
     golden = np.load(GOLDEN)
     steps = toy.SIDE**2
@@ -185,6 +238,53 @@ def test_imputation_by_default_is_exact_far_below_its_noise():
     exact = NoisyLinearImputation(noise=0.0, tolerance=1e-12)(images, removed)
     found = NoisyLinearImputation(noise=0.0)(images.float(), removed)
     assert (found - exact).abs().max() < NoisyLinearImputation().noise / 10
+
+
+def test_one_pixel_that_is_left_fills_a_large_hole():
+    images = torch.full((1, 2, 33, 50), 3.0)
+    images[:, 1] = -1
+    removed = torch.ones(1, 33, 50, dtype=torch.bool)
+    removed[0, 2, 47] = False
+    found = NoisyLinearImputation(noise=0.0)(images, removed)
+    torch.testing.assert_close(found, images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (23, 1), (6, 41)])
+def test_imputation_of_pictures_of_any_shape(shape):
+    images = torch.randn(1, 1, *shape, generator=generator(), dtype=torch.float64)
+    removed = torch.rand(1, *shape, generator=generator(1)) < 0.6
+    found = NoisyLinearImputation(noise=0.0, tolerance=1e-12)(images, removed)
+    expected = densely_imputed(images[0, 0].numpy(), removed[0].numpy())
+    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-9)
+
+
+def test_a_solved_channel_does_not_see_its_neighbours_in_the_batch():
+    images = torch.randn(3, 2, 24, 24, generator=generator())
+    images[1] *= 100
+    order = torch.rand(3, 24, 24, generator=generator(1))
+    removed = order < torch.tensor([0.1, 0.95, 0.5])[:, None, None]
+    together = NoisyLinearImputation()(images, removed)
+    alone = [NoisyLinearImputation()(images[i : i + 1], removed[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_cycles_do_not_grow_with_the_picture():
+    counts = []
+    for side in (16, 32, 64, 128):
+        removed = torch.ones(1, side, side, dtype=torch.bool)
+        removed[:, :, 0] = False
+        images = torch.randn(1, 1, side, side, generator=generator())
+        least = next(n for n in range(1, 20) if is_solved(images, removed, n))
+        counts.append(least)
+    assert max(counts) <= 8
+
+
+def is_solved(images, removed, iterations):
+    try:
+        NoisyLinearImputation(most_iterations=iterations)(images, removed)
+    except MetricError:
+        return False
+    return True
 
 
 def test_imputation_of_black_is_black_and_of_nothing_is_as_asked():
@@ -424,6 +524,8 @@ def test_what_cannot_be_perturbed_is_refused():
             perturbation_curve(maps(), images, network(), fill=fill, fractions=fractions)
     with pytest.raises(MetricError, match="batch size is 0; a batch has a picture"):
         perturbation_curve(maps(), images, network(), fill=fill, batch_size=0)
+    with pytest.raises(MetricError, match="threads is 0; one at least does the work"):
+        perturbation_curve(maps(), images, network(), fill=fill, threads=0)
 
 
 def test_networks_that_do_not_answer_are_refused():
