@@ -48,6 +48,7 @@ from models.blocks import (
     stretched,
 )
 from models.blocks import block_sum as block_sum
+from models.conjugates import CONJUGATE_PAIRS as CONJUGATE_PAIRS
 from models.errors import ShapeError
 
 Mean = Literal["geometric", "arithmetic"]

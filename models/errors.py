@@ -7,6 +7,7 @@
     ├── NetworkError              a network, variant or option that is unknown or cannot be built
     ├── LossError                 labels or weights that no loss can be computed from
     ├── ExplainerError            a model, layer or target that cannot be explained as asked
+    ├── AttackError               a perturbation or robust objective that cannot be made as asked
     └── MetricError               a map or mask that cannot be measured
 """
 
@@ -40,6 +41,10 @@ class LossError(ModelError):
 
 class ExplainerError(ModelError):
     """A model, layer or target that cannot be explained as asked."""
+
+
+class AttackError(ModelError):
+    """A perturbation or robust objective that cannot be made as asked."""
 
 
 class MetricError(ModelError):

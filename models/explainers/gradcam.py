@@ -60,18 +60,25 @@ class GradCam(Explainer):
             If there is no such layer, it does not give "b c h w" features, or it has no part in the
             prediction.
         """
-        name, layer = _layer(model, self.layer)
+        name, layer = explained_layer(model, self.layer)
         with output_as_leaf(layer) as leaves:
             score = scores_of(model, images, target).sum()
             found = _last(name, leaves)
             gradient = _gradient(name, score, found)
-        features, slopes = (_cells(name, model, images, part) for part in (found, gradient))
+        features, slopes = (as_cells(name, model, images, part) for part in (found, gradient))
         weights = slopes.mean((2, 3), keepdim=True)
         values = (weights * features.detach()).sum(1).relu()
         return (Attribution(values=values.float(), target=target, method=self.name, signed=False),)
 
 
-def _layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+def explained_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """Find a layer by ``GradCam.layer``; with the name that it was found by.
+
+    Raises
+    ------
+    ExplainerError
+        If there is no such layer.
+    """
     layers = dict(model.named_modules())
     stages = model.trunk.names if isinstance(model, Classifier) else tuple(filter(None, layers))
     name = name or stages[-3 if is_transformer(model) else -1]
@@ -87,10 +94,16 @@ def _last(name: str, leaves: list[Tensor]) -> Tensor:
     return leaves[-1]
 
 
-def _cells(
-    name: str, model: nn.Module, images: Tensor, features: Tensor
+def as_cells(
+    name: str, model: nn.Module, images: Float[Tensor, "b c h w"], features: Tensor
 ) -> Float[Tensor, "b d _h _w"]:
-    """Features as a map; of a transformer's tokens those of the patches."""
+    """Features as a map; of a transformer's tokens those of the patches.
+
+    Raises
+    ------
+    ExplainerError
+        If they have no cells.
+    """
     if features.ndim == 4:
         return features
     grid = images.shape[2] // PATCH, images.shape[3] // PATCH

@@ -11,7 +11,7 @@ Zhang, Farnia, "MoreauGrad: sparse and robust interpretation of neural networks 
 envelope", ICCV 2023.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, final
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from models.errors import ExplainerError
 from models.explainers.base import Explainer
+from models.explainers.implicit import ImplicitDerivative
 from models.explainers.laws import Law, judged, relative
-from models.explainers.noise import noisy_copies, ranges, seeded_noise
 from models.explainers.proximal import block_threshold, soft_threshold
-from models.explainers.scoring import check_request, explaining, gradient_of, scores_of
+from models.explainers.scoring import check_request, explaining
+from models.explainers.smoothed import SmoothedScore
 from models.records import Attribution, Verdict
 
 FIXED_POINT = Law(
@@ -37,7 +38,7 @@ FIXED_POINT = Law(
 )
 
 CG_STEPS = 500
-KEPT_NOISE = 64  # pictures; more are drawn anew at every step, so that draws do not cost memory
+UNSOLVED = 1e-3  # relative residual above which a derivative is refused
 SMALLEST_RHO = 1e-9
 
 
@@ -121,36 +122,56 @@ class MoreauGrad(Explainer):
     ) -> Float[Tensor, "b c h w"]:
         """Change of the map, before channels are summed, along a direction of the picture.
 
-        With H the Hessian of the smoothed score at the proximal point it is (I + rho H)^-1 H times
-        the direction; the sparse map's is the same restricted to the values that are not zero. By
-        conjugate gradients, which need rho times the curvature to stay below 1.
+        Through the proximal point, as ``ImplicitDerivative``. It needs rho times the curvature
+        to stay below 1.
 
         Raises
         ------
         ExplainerError
-            For group sparsity, and as ``__call__``.
+            If the curvature is too large for rho, and as ``__call__``.
         """
         check_request(model, images, target)
-        if self._grouped:
+        with explaining(images, model) as pictures:
+            implicit = self.linearised(model, pictures, target, steps=CG_STEPS)
+            change, residual = implicit.forward(direction)
+        worst = float(residual.max())
+        if not worst <= UNSOLVED:
             raise ExplainerError(
                 "NO_DERIVATIVE",
-                "the derivative is there for the plain and the sparse map, not for groups; set "
-                "patch to 0",
+                f"the derivative of a map is unsolved by {worst:.2g}: rho {self.rho:g} times the "
+                "curvature of the score is not below 1; lower rho",
             )
-        with explaining(images, model) as pictures:
-            score = self._smoothed(model, pictures, target)
-            delta = self._solve(score, pictures).best
-            active = delta != 0 if self.eta else torch.ones_like(delta, dtype=torch.bool)
+        return change
 
-            def curved(vector: Tensor) -> Tensor:
-                """Apply the Hessian at the proximal point, on the active values."""
-                return active * score.hessian_product(pictures + delta, vector)
+    def linearised(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "b c h w"],
+        target: Int[Tensor, " b"],
+        *,
+        steps: int,
+        tolerance: float = 0.0,
+    ) -> ImplicitDerivative:
+        """Find the map, before channels are summed, and its derivative, inside ``explaining``.
 
-            return _conjugate_gradients(lambda v: v + self.rho * curved(v), curved(direction))
-
-    @property
-    def _grouped(self) -> bool:
-        return bool(self.eta and self.patch)
+        Parameters
+        ----------
+        steps, tolerance
+            Of the conjugate gradients: products with the Hessian at most, and the relative
+            residual that is enough (at least the rounding of the pictures).
+        """
+        score = self._smoothed(model, images, target)
+        delta = self._solve(score, images).best
+        return ImplicitDerivative(
+            score=score,
+            point=images + delta,
+            moreau=-delta / self.rho,
+            rho=self.rho,
+            eta=self.eta,
+            patch=self.patch if self.eta else 0,
+            steps=steps,
+            tolerance=max(tolerance, torch.finfo(images.dtype).eps),
+        )
 
     def _threshold(self, values: Tensor, threshold: float | Tensor) -> Tensor:
         if not self.eta:
@@ -159,20 +180,18 @@ class MoreauGrad(Explainer):
             return block_threshold(values, threshold, patch=self.patch)
         return soft_threshold(values, threshold)
 
-    def _smoothed(self, model: nn.Module, images: Tensor, target: Tensor) -> "_Smoothed":
-        draws = self.draws if self.spread else 1
-        kept = draws <= KEPT_NOISE
-        return _Smoothed(
-            model=model,
-            target=target,
-            draws=draws,
+    def _smoothed(self, model: nn.Module, images: Tensor, target: Tensor) -> SmoothedScore:
+        return SmoothedScore.around(
+            model,
+            images,
+            target,
+            spread=self.spread,
+            draws=self.draws,
             seed=self.seed,
-            kept=tuple(seeded_noise(draws, images, self.seed)) if kept else (),
-            scale=self.spread * ranges(images),
             batch_size=self.batch_size,
         )
 
-    def _solve(self, score: "_Smoothed", images: Tensor) -> "_Search":
+    def _solve(self, score: SmoothedScore, images: Tensor) -> "_Search":
         search = _Search.start(images, step=self.rho)
         for _ in range(self.most_steps):
             open_ = torch.nonzero(search.residual > self.tolerance)[:, 0]
@@ -187,7 +206,7 @@ class MoreauGrad(Explainer):
             search.delta[open_] = self._threshold(moved, steps * self.eta)
         return search
 
-    def _verdicts(self, search: "_Search", score: "_Smoothed") -> tuple[Verdict, ...]:
+    def _verdicts(self, search: "_Search", score: SmoothedScore) -> tuple[Verdict, ...]:
         verdicts = list(FIXED_POINT.judge(search.residual))
         bounds = (score.scale.flatten() / search.steepest).tolist()
         empty = (search.best.flatten(1) == 0).all(dim=1).tolist()
@@ -215,61 +234,6 @@ def _doubted(verdict: Verdict, reason: str) -> Verdict:
         return verdict
     joined = reason if verdict.word == "sound" else f"{verdict.reason}; {reason}"
     return Verdict(word="doubtful", reason=joined)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Smoothed:
-    """Mean of a score over noise; samples are named by their number in the batch."""
-
-    model: nn.Module
-    target: Int[Tensor, " b"]
-    draws: int
-    seed: int
-    kept: tuple[Float[Tensor, "c h w"], ...]
-    scale: Float[Tensor, "b 1 1 1"]
-    batch_size: int
-
-    def _copies(
-        self, points: Tensor, samples: Tensor
-    ) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, "n c h w"]]]:
-        """Numbers of draws, places of the points and noisy points, in batches."""
-        return noisy_copies(
-            points,
-            iter(self.kept) if self.kept else seeded_noise(self.draws, points, self.seed),
-            draws=self.draws,
-            scale=self.scale[samples],
-            batch_size=self.batch_size,
-        )
-
-    def gradient(
-        self, points: Float[Tensor, "m c h w"], samples: Int[Tensor, " m"]
-    ) -> tuple[Float[Tensor, "m c h w"], Float[Tensor, " m"]]:
-        """Gradient at each point, and the length of the longest one of a single draw."""
-        mean = torch.zeros_like(points)
-        longest = points.new_zeros(len(points))
-        for _, places, noisy in self._copies(points, samples):
-            _, gradient = gradient_of(self.model, noisy, self.target[samples[places]])
-            mean.index_add_(0, places, gradient)
-            longest.scatter_reduce_(0, places, gradient.flatten(1).norm(dim=1), "amax")
-        return mean / self.draws, longest
-
-    def hessian_product(
-        self, points: Float[Tensor, "m c h w"], vector: Float[Tensor, "m c h w"]
-    ) -> Float[Tensor, "m c h w"]:
-        """Second derivative at each point of the whole batch, times a vector."""
-        product = torch.zeros_like(points)
-        everyone = torch.arange(len(points), device=points.device)
-        for _, places, noisy in self._copies(points, everyone):
-            leaf = noisy.detach().requires_grad_()
-            scores = scores_of(self.model, leaf, self.target[places])
-            (gradient,) = torch.autograd.grad(scores.sum(), leaf, create_graph=True)
-            if not gradient.requires_grad:  # the score is linear
-                continue
-            along = (gradient * vector[places]).sum()
-            (second,) = torch.autograd.grad(along, leaf, allow_unused=True)
-            if second is not None:
-                product.index_add_(0, places, second)
-        return product / self.draws
 
 
 @dataclass(slots=True, kw_only=True)
@@ -324,27 +288,3 @@ class _Search:
         self.residual[open_] = torch.minimum(self.residual[open_], residual)
         self.last[open_] = residual
         self.steepest[open_] = torch.maximum(self.steepest[open_], steepest)
-
-
-def _conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], right: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
-    """Solve a symmetric positive definite system for each sample, to the last digits."""
-
-    def dot(one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum((1, 2, 3), keepdim=True)
-
-    solution, left = torch.zeros_like(right), right.clone()
-    way, size = left.clone(), dot(left, left)
-    smallest = torch.finfo(right.dtype).tiny
-    enough = torch.finfo(right.dtype).eps ** 2 * size
-    for _ in range(CG_STEPS):
-        if bool((size <= enough).all()):
-            break
-        image = apply(way)
-        step = size / dot(way, image).clamp_min(smallest)
-        step = torch.where(size <= enough, torch.zeros_like(step), step)
-        solution, left = solution + step * way, left - step * image
-        before, size = size, dot(left, left)
-        way = left + size / before.clamp_min(smallest) * way
-    return solution

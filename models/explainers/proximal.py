@@ -44,13 +44,21 @@ def block_threshold(
     """
     if patch < 1:
         raise ExplainerError("BAD_SETTING", f"patch is {patch}; it must be 1 pixel or more")
+    norms = patch_sums(values.square(), patch=patch).sqrt()
+    kept = torch.where(norms > threshold, 1 - threshold / norms, torch.zeros_like(norms))
+    return values * kept
+
+
+def patch_sums(values: Float[Tensor, "b c h w"], *, patch: int) -> Float[Tensor, "b 1 h w"]:
+    """Sum over all channels and pixels of the patch that each pixel lies in.
+
+    Patches start at the upper left; those at the lower and right edge are what is left.
+    """
     height, width = values.shape[2:]
     rows, columns = -(-height // patch), -(-width // patch)
     squares = functional.pad(
-        values.square().sum(1, keepdim=True),
-        (0, columns * patch - width, 0, rows * patch - height),
+        values.sum(1, keepdim=True), (0, columns * patch - width, 0, rows * patch - height)
     )
-    norms = functional.avg_pool2d(squares, patch, divisor_override=1).sqrt()
-    kept = torch.where(norms > threshold, 1 - threshold / norms, torch.zeros_like(norms))
-    spread = kept.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    return values * spread[:, :, :height, :width]
+    sums = functional.avg_pool2d(squares, patch, divisor_override=1)
+    spread = sums.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    return spread[:, :, :height, :width]

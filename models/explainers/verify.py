@@ -10,8 +10,8 @@ References
 Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018, section 3 (model randomisation).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from models.explainers.base import Explainer, check_at_least
 from models.explainers.laws import Law, relative
+from models.explainers.randomise import randomised
+from models.explainers.randomise_similarity import Likeness, likeness
 from models.records import Attribution, Verdict
 
 RANDOMISATION = Law(
@@ -66,6 +68,10 @@ class Verification:
     random_similarity
         The control: the same between the maps and themselves, flipped and shifted at random, which
         have their texture and know nothing. Chance, high on grids of few cells.
+    structural_similarity, random_structural_similarity
+        Structural similarity of the same maps as they are shown, and that of the control. Both are
+        high where most of a map is empty, so nothing is judged by them; NaN where not measured, as
+        for pictures smaller than its window.
     repeat_difference
         Relative change of the maps when they are asked for again, with another seed where the
         method draws noise: median over pictures.
@@ -79,6 +85,8 @@ class Verification:
     method: str
     randomised_similarity: float
     random_similarity: float
+    structural_similarity: float = math.nan
+    random_structural_similarity: float = math.nan
     repeat_difference: float
     law_residual: float | None
     verdict: Word
@@ -96,7 +104,8 @@ def verify(
 ) -> Verification:
     """Check a method by random weights, by random maps, by repetition and by its own law.
 
-    The model is given back as found, also when the method raises.
+    Every drawing of weights is like the last step of ``randomise_cascade.cascade``. The model is
+    given back as found, also when the method raises.
 
     Parameters
     ----------
@@ -114,15 +123,16 @@ def verify(
     """
     check_at_least(1, rounds=rounds)
     maps = explainer(model, images, targets)
+    size = (images.shape[2], images.shape[3])
     again = _reseeded(explainer, generator)(model, images, targets)
     repeat = float(_per_level(_difference, maps, again).amax())
     alike, chance = [], []
     for _ in range(rounds):
         with randomised(model, generator=generator):
-            alike.append(_per_level(_similarity, maps, explainer(model, images, targets)))
+            alike.append(_likenesses(maps, explainer(model, images, targets), size))
         misplaced = (_misplaced(maps, generator) for _ in range(CONTROLS))
-        chance += [_per_level(_similarity, maps, other) for other in misplaced]
-    similarity, control = (float(torch.stack(found).mean(0).amax()) for found in (alike, chance))
+        chance += [_likenesses(maps, other, size) for other in misplaced]
+    (similarity, structure), (control, chance_structure) = map(_greatest, (alike, chance))
     typical = [found for found in map(_typical, maps) if found]
     residuals = [residual for _, residual in typical if residual is not None]
     verdicts = (
@@ -134,37 +144,13 @@ def verify(
         method=explainer.name,
         randomised_similarity=similarity,
         random_similarity=control,
+        structural_similarity=structure,
+        random_structural_similarity=chance_structure,
         repeat_difference=repeat,
         law_residual=max(residuals) if residuals else None,
         verdict=WORDS[max(WORDS.index(verdict.word) for verdict in verdicts)],
         reason="; ".join(dict.fromkeys(verdict.reason for verdict in verdicts)),
     )
-
-
-@contextmanager
-def randomised(model: nn.Module, *, generator: torch.Generator) -> Iterator[None]:
-    """Give a model random weights of the same size for a while; its own tensors come back.
-
-    Weights of two axes or more are normal with the root mean square of the model's; vectors, such
-    as biases and factors of normalisations, are shuffled. Buffers stay.
-    """
-    kept = [(weight, weight.data) for weight in model.parameters() if weight.is_floating_point()]
-    try:
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for weight, own in kept:
-                weight.data = _redrawn(own, generator)
-        yield
-    finally:
-        for weight, own in kept:
-            weight.data = own
-
-
-def _redrawn(own: Tensor, generator: torch.Generator) -> Tensor:
-    if own.ndim < 2:
-        order = torch.randperm(own.numel(), generator=generator).to(own.device)
-        return own.flatten()[order].view_as(own)
-    size = own.double().square().mean().sqrt()
-    return (torch.randn(own.shape, generator=generator).to(own) * size).to(own)
 
 
 def _is_drawn(explainer: Explainer) -> bool:
@@ -202,37 +188,28 @@ def _per_level(
     return torch.stack([measure(one.values, other.values) for one, other in pairs])
 
 
-def _similarity(one: Float[Tensor, "b h w"], other: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    return rank_correlation(one, other).abs().mean()
+def _likenesses(
+    maps: Sequence[Attribution], others: Sequence[Attribution], size: tuple[int, int]
+) -> Float[Tensor, "2 levels"]:
+    """Mean magnitude of the rank correlation, and mean structural similarity, of each level."""
+    pairs = zip(maps, others, strict=True)
+    found = [likeness(one.values, other.values, size=size) for one, other in pairs]
+    return torch.stack([_means(each) for each in found], dim=1)
+
+
+def _means(found: Likeness) -> Float[Tensor, "2"]:
+    return torch.stack([found.ranks.abs().nanmean(), found.structure.nanmean()])
+
+
+def _greatest(rounds: Sequence[Float[Tensor, "2 levels"]]) -> tuple[float, float]:
+    """Means over the rounds, each of the level where it is greatest."""
+    similarity, structure = torch.stack(list(rounds)).mean(0).amax(1).tolist()
+    return similarity, structure
 
 
 def _difference(one: Float[Tensor, "b h w"], other: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:
     apart = (one.double() - other.double()).flatten(1).norm(dim=1)
     return relative(apart, one.double().flatten(1).norm(dim=1)).median()
-
-
-def rank_correlation(
-    one: Float[Tensor, "b h w"], other: Float[Tensor, "b h w"]
-) -> Float[Tensor, " b"]:
-    """Spearman's rank correlation of each pair of maps; ties share their mean rank.
-
-    Two constant maps are the same, 1; a constant one and another have nothing in common, 0.
-    """
-    first, second = (_ranks(values) for values in (one, other))
-    spreads = first.norm(dim=1), second.norm(dim=1)
-    product = spreads[0] * spreads[1]
-    found = (first * second).sum(1) / torch.where(product > 0, product, 1.0)
-    return torch.where((spreads[0] == 0) & (spreads[1] == 0), 1.0, found)
-
-
-def _ranks(values: Float[Tensor, "b h w"]) -> Float[Tensor, "b n"]:
-    """Ranks less their mean."""
-    flat = values.double().flatten(1).contiguous()
-    ordered = flat.sort(dim=1).values
-    below = torch.searchsorted(ordered, flat, right=False)
-    upto = torch.searchsorted(ordered, flat, right=True)
-    ranks = (below + upto).double() / 2
-    return ranks - flat.shape[1] / 2
 
 
 def _judged_similarity(similarity: float, control: float) -> Verdict:

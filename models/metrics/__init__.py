@@ -60,6 +60,7 @@ from models.metrics.similarity import (
     structural_similarity,
     top_k_intersection,
 )
+from models.metrics.stability import stability
 from models.records import Score
 
 EMPTY_MASK = "the mask is empty"
@@ -259,6 +260,7 @@ __all__ = [
     "right",
     "score",
     "scores",
+    "stability",
     "total_variation",
     "true_map",
     "uniform_map",

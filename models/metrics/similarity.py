@@ -40,12 +40,26 @@ def top_k_intersection(
     MetricError
         If ``share`` lies outside (0, 1], or a map holds a value that is not finite.
     """
-    if not 0 < share <= 1:
-        raise MetricError("BAD_SHARE", f"share is {share}; it is a share of cells, in (0, 1]")
+    _check_share(share)
     first, second = (level.abs() for level in _flat(one, other))
     k = share * (first > 0).sum(1).double()
     common = torch.minimum(_membership(first, k), _membership(second, k)).sum(1)
     return common / k
+
+
+def top_cells(values: Float[Tensor, "b h w"], *, share: float = 0.4) -> Float[Tensor, "b h w"]:
+    """Fraction with which each cell is among the greatest magnitudes, as ``top_k_intersection``.
+
+    1 in them and 0 elsewhere, but where cells tie at the last place; it sums to k.
+
+    Raises
+    ------
+    MetricError
+        If ``share`` lies outside (0, 1], or the map holds a value that is not finite.
+    """
+    _check_share(share)
+    sizes = _flat(values, values)[0].abs()
+    return _membership(sizes, share * (sizes > 0).sum(1).double()).view_as(values)
 
 
 def normalised_distance(
@@ -104,6 +118,11 @@ def structural_similarity(
     luminance = (2 * mean * other_mean + LUMINANCE) / (mean**2 + other_mean**2 + LUMINANCE)
     structure = (2 * covariance + CONTRAST) / (variance + other_variance + CONTRAST)
     return (luminance * structure).flatten(1).mean(1)
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise MetricError("BAD_SHARE", f"share is {share}; it is a share of cells, in (0, 1]")
 
 
 def _flat(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.explainers import MoreauGrad, moreau
+from models.explainers import MoreauGrad, smoothed
 from models.explainers.noise import noisy_copies, ranges, seeded_noise
 from tests.models.explainer_cases import TARGET, Soft, images
 
@@ -42,7 +42,7 @@ def test_noise_that_is_not_kept_is_drawn_again_and_the_same(monkeypatch):
     model, x = Soft(), images(2, side=3)[:, :1].double()
     settings = MoreauGrad(draws=6, batch_size=5, rho=0.2)
     (kept,) = settings(model, x, TARGET[:2] // 2)
-    monkeypatch.setattr(moreau, "KEPT_NOISE", 5)
+    monkeypatch.setattr(smoothed, "KEPT_NOISE", 5)
     (again,) = settings(model, x, TARGET[:2] // 2)
     assert torch.equal(kept.values, again.values)
     (other,) = MoreauGrad(draws=6, batch_size=5, rho=0.2, seed=1)(model, x, TARGET[:2] // 2)

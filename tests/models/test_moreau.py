@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from models.errors import ExplainerError
 from models.explainers import MoreauGrad
 from models.explainers.gradients import SimpleGradient
+from models.explainers.implicit import conjugate_gradients
 from models.explainers.proximal import block_threshold, soft_threshold
 from tests.models.explainer_cases import MODELS, TARGET, Linear, Quadratic, Soft, images
 
@@ -150,10 +151,10 @@ def test_signs_are_those_of_the_gradient():
 
 
 @pytest.mark.parametrize("make", [Quadratic, Soft])
-@pytest.mark.parametrize("eta", [0.0, 0.1])
-def test_the_derivative_is_that_of_finite_differences(make, eta):
+@pytest.mark.parametrize(("eta", "patch"), [(0.0, 0), (0.1, 0), (0.05, 2)])
+def test_the_derivative_is_that_of_finite_differences(make, eta, patch):
     model, x, rho = make(), points(), 0.7
-    settings = MoreauGrad(rho=rho, eta=eta, **EXACT)
+    settings = MoreauGrad(rho=rho, eta=eta, patch=patch, **EXACT)
     generator = torch.Generator().manual_seed(8)
     way = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     step = 1e-3
@@ -264,6 +265,33 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
         MoreauGrad(**settings)
 
 
-def test_groups_have_no_derivative():
-    with pytest.raises(ExplainerError, match="not for groups; set patch to 0"):
-        MoreauGrad(eta=0.1, patch=2).derivative(Quadratic(), points(), WHICH, points())
+@pytest.mark.parametrize(("eta", "patch"), [(0.0, 0), (0.1, 0), (0.2, 2)])
+def test_pulling_back_is_the_transpose_of_going_forward(eta, patch):
+    x = points()
+    implicit = MoreauGrad(rho=0.7, eta=eta, patch=patch, **EXACT).linearised(
+        Quadratic(), x, WHICH, steps=50
+    )
+    one, other = points(seed=5), points(seed=6)
+    forward, _ = implicit.forward(one)
+    back, _ = implicit.pull(other)
+    ahead, behind = (other * forward).sum((1, 2, 3)), (back * one).sum((1, 2, 3))
+    torch.testing.assert_close(ahead, behind, rtol=1e-10, atol=1e-14)
+    assert ahead.abs().min() > 1e-3
+    assert (implicit.pull_masked(other) - back).abs().max() > 0.1
+
+
+def test_a_curvature_too_large_for_rho_has_no_derivative():
+    settings = MoreauGrad(rho=3.0, spread=0.0)
+    with pytest.raises(ExplainerError, match=r"unsolved by inf: rho 3 times .* not below 1"):
+        settings.derivative(Quadratic(), points(), WHICH, points(seed=5))
+
+
+def test_conjugate_gradients_solve_each_sample_and_stop_where_nothing_is_convex():
+    scale = torch.tensor([2.0, -1.0, 4.0], dtype=torch.float64)[:, None, None, None]
+    right = points(seed=3)[:1].repeat(3, 1, 1, 1)
+    right[2] = 0
+    found, residual = conjugate_gradients(lambda v: scale * v, right, steps=5, tolerance=1e-12)
+    torch.testing.assert_close(found[0], right[0] / 2)
+    assert torch.equal(found[1], right[1])
+    assert torch.equal(found[2], right[2])
+    assert residual.tolist() == [0.0, torch.inf, 0.0]

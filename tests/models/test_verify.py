@@ -18,7 +18,9 @@ from models.explainers import (
     SimpleGradient,
     SmoothGrad,
 )
-from models.explainers.verify import randomised, rank_correlation, verify
+from models.explainers.randomise import randomised
+from models.explainers.randomise_similarity import rank_correlation
+from models.explainers.verify import verify
 from models.records import Attribution, Verdict
 from tests.models.explainer_cases import Linear, assert_as_found, classifier, images, snapshot
 
@@ -70,6 +72,8 @@ def test_an_edge_detector_is_refused(model):
     found = verify(Edges(), model, pictures(), TARGET, generator=generator())
     assert found.randomised_similarity == pytest.approx(1.0)
     assert found.random_similarity < 0.1
+    assert found.structural_similarity == pytest.approx(1.0)
+    assert found.random_structural_similarity < 0.5
     assert found.verdict == "refused"
     assert "randomisation: 1e+02 % rank correlation" in found.reason
     assert "the map shows the picture more than the model: see 'gradient'" in found.reason
@@ -192,6 +196,13 @@ def test_rank_correlation_is_scipys():
     constant = torch.ones_like(one)
     assert rank_correlation(constant, one).tolist() == [0.0] * 3
     assert rank_correlation(constant, 2 * constant).tolist() == [1.0] * 3
+
+
+def test_small_pictures_have_no_structural_similarity():
+    x = images(4, side=6)
+    found = verify(SimpleGradient(), Linear(classes=3), x, TARGET, generator=generator(), rounds=1)
+    assert str(found.structural_similarity) == str(found.random_structural_similarity) == "nan"
+    assert found.randomised_similarity < 1
 
 
 def test_no_rounds_are_refused():
