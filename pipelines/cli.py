@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli_data import build_app, inspect, locate, phantom_app, verify
+from pipelines.cli_measure import evaluate, reproduce, retrain
 from pipelines.cli_models import explain, train
 from pipelines.cli_options import (
     Json,
@@ -23,7 +24,7 @@ from pipelines.cli_options import (
 app = group("dualwitness", "Scanner files in; classifiers whose explanations can be checked out.")
 app.add_typer(build_app, name="build-dataset")
 app.add_typer(phantom_app, name="phantom")
-for command in (inspect, locate, verify, train, explain):
+for command in (inspect, locate, verify, train, explain, evaluate, retrain, reproduce):
     app.command()(command)
 
 

@@ -30,6 +30,12 @@ def train(
     ] = None,
     network: Annotated[str | None, typer.Option(help="resnet18, resnet50, ...")] = None,
     variant: Annotated[str | None, typer.Option(help="baseline, dual, exact, ...")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="standard, pgd, l1, elastic, group, ...: robust training.")
+    ] = None,
+    robust_weight: Annotated[
+        float | None, typer.Option(help="Share of the loss on perturbed pictures.")
+    ] = None,
     variants: Annotated[
         str | None, typer.Option(help="Compare several: all, or names with commas between them.")
     ] = None,
@@ -75,6 +81,8 @@ def train(
         "preset": preset,
         "network": network,
         "variant": variant,
+        "objective": objective,
+        "robust": None if robust_weight is None else {"weight": robust_weight},
         "epochs": epochs,
         "seed": seed,
     }

@@ -118,7 +118,8 @@ def compare(
     data
         A data set folder.
     start
-        Where the first weights of every run come from.
+        Where the first weights of every run come from; where its source is a folder of runs
+        ``seed-<seed>``, from that of the same seed.
     out
         A new or empty folder; with ``resume``, one that a comparison was begun in. Then variants
         and seeds may be added, and runs that failed are tried again.
@@ -133,7 +134,8 @@ def compare(
     RunExists
         The folder holds something already.
     RunError
-        ``ALL_RUNS_FAILED``; ``RUN_ALTERED`` where a finished run was changed.
+        ``ALL_RUNS_FAILED``; ``RUN_ALTERED`` where a finished run was changed; ``SEED_MISSING``
+        where the source holds no run of a seed.
     OutputError
         The disk is full, or another process compares into the folder.
     """

@@ -1,6 +1,7 @@
 """The outcome of a comparison as a figure: a dot for each seed, an interval for each variant."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -29,10 +30,15 @@ def draw(found: Comparison) -> dict[str, bytes]:
     One panel per measure, one row per variant: a pale dot for each seed, a large one for their
     mean, a bar for its 95 % interval over patients; a dotted line where a uniform map stands.
     """
+    return in_both_formats(lambda: _figure(found))
+
+
+def in_both_formats(make: Callable[[], Figure]) -> dict[str, bytes]:
+    """Draw a figure with our settings only, as ``png`` and ``svg``; words stay words in the SVG."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE | SVG_STYLE)
-        figure = _figure(found)
+        figure = make()
         svg = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(svg, metadata=SVG_METADATA)
         return {"svg": svg.getvalue(), "png": encode(figure)}

@@ -22,6 +22,12 @@ BASELINE = "baseline"
 TABLE, PER_RUN, DIFFERENCES = "comparison.csv", "per_run.csv", "differences.csv"
 PAGE, LATEX = "comparison.md", "comparison.tex"
 FIGURES = ("comparison.png", "comparison.svg")
+PROCESS_DIED = (
+    "PROCESS_DIED",
+    "its process ended without an answer, most often for want of memory: go on with --resume and a "
+    "smaller --jobs or batch_size",
+)
+"""Code and message for a run whose process is gone."""
 WRITTEN = frozenset({TABLE, PER_RUN, DIFFERENCES, PAGE, LATEX, *FIGURES, run_files.CONFIG})
 
 
@@ -99,13 +105,19 @@ def reference(against: str, variants: Sequence[str]) -> str:
 def members_of(
     config: CompareConfig, variants: Sequence[str], *, data: Path, out: Path, start: Start
 ) -> list[Member]:
-    """Return all runs seed by seed, so that an interrupted grid holds whole comparisons."""
+    """Return all runs seed by seed, so that an interrupted grid holds whole comparisons.
+
+    Raises
+    ------
+    RunError
+        ``SEED_MISSING`` where they are to begin with runs of their own seeds and one is not there.
+    """
     return [
         Member(
             settings=config.train.model_copy(update={"variant": variant, "seed": seed}),
             data=data,
             run=out / variant / f"seed-{seed}",
-            start=start,
+            start=start.required(seed),
         )
         for seed in range(config.train.seed, config.train.seed + config.seeds)
         for variant in variants
@@ -184,14 +196,7 @@ def refuse_other(member: Member, found: TrainingData) -> None:
 
 def failure_of(member: Member, result: tuple[str, str] | Died) -> Failure:
     """Say why a run did not end: the code and message of its refusal, or that its process died."""
-    if isinstance(result, Died):
-        code = "PROCESS_DIED"
-        message = (
-            "its process ended without an answer, most often for want of memory: go on with "
-            "--resume and a smaller --jobs or batch_size"
-        )
-    else:
-        code, message = result
+    code, message = PROCESS_DIED if isinstance(result, Died) else result
     return Failure(
         variant=member.settings.variant, seed=member.settings.seed, code=code, message=message
     )

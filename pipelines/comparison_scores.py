@@ -108,7 +108,7 @@ def score_variants(
 
 def _mean_score(values: list[float], blocks: list[list[np.ndarray]]) -> MeanScore:
     drawn = np.mean([np.concatenate([np.empty(0), *found]) for found in blocks], axis=0)
-    low, high = _interval(drawn)
+    low, high = interval(drawn)
     return MeanScore(
         values=tuple(values),
         mean=float(np.mean(values)),
@@ -119,8 +119,8 @@ def _mean_score(values: list[float], blocks: list[list[np.ndarray]]) -> MeanScor
     )
 
 
-def _interval(drawn: Float[np.ndarray, " r"]) -> tuple[float, float]:
-    """Percentiles of the resamples in which the measure is defined."""
+def interval(drawn: Float[np.ndarray, " r"]) -> tuple[float, float]:
+    """Return the 95 % percentiles of the resamples in which the measure is defined."""
     defined = drawn[np.isfinite(drawn)]
     low, high = np.percentile(defined, INTERVAL) if len(defined) else (np.nan, np.nan)
     return float(low), float(high)
@@ -136,7 +136,7 @@ def differences(scores: Scores, *, against: str) -> list[Difference]:
         drawn = [score.drawn - reference[name].drawn for score in compared]
         p = [p_value(draws) for draws in drawn]
         for i, corrected in enumerate(holm(p)):
-            low, high = _interval(drawn[i])
+            low, high = interval(drawn[i])
             found.append(
                 Difference(
                     variant=others[i],

@@ -18,6 +18,7 @@ from pipelines.comparison_measures import (
     RunScores,
 )
 from pipelines.comparison_scores import Difference, MeanScore, Scores
+from pipelines.tabular import EMPTY, latex_lines, markdown_lines, plain_sheet, spread
 
 NAMES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -27,12 +28,8 @@ NAMES: Mapping[str, str] = {
     UNIFORM: "average precision, uniform map",
     DISTANCE: "distance between levels",
 }
-EMPTY = ""
-LEAST_SHOWN = 5e-4
-"""A mean below it is written with an exponent: three decimals would call it zero."""
 Table = tuple[list[str], list[list[str]]]
 """Heading and rows."""
-LATEX_SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
 CAVEATS = (
     "±: standard deviation over seeds, that is, over trainings. In brackets: 95 % interval over "
     "patients, who are resampled whole, the same draws for every variant, seeds averaged inside "
@@ -193,16 +190,6 @@ def _cell(value: float) -> str | float:
     return value if math.isfinite(value) else EMPTY
 
 
-def spread(score: MeanScore | None) -> str:
-    """Write mean, standard deviation and interval; nothing where there is no score."""
-    if score is None or not math.isfinite(score.mean):
-        return EMPTY
-    form = ".1e" if 0 < score.mean < LEAST_SHOWN else ".3f"
-    sd = f" ± {score.sd:{form}}" if math.isfinite(score.sd) else ""
-    bounds = f" ({score.low:{form}} to {score.high:{form}})" if math.isfinite(score.low) else ""
-    return f"{score.mean:{form}}{sd}{bounds}"
-
-
 def tables(found: Comparison) -> dict[str, Table]:
     """Return the tables for people by their titles: predictions, and maps where there are any."""
     maps = [name for name in found.measures if name not in (*PREDICTION_MEASURES, UNIFORM)]
@@ -236,14 +223,14 @@ def _predictions(found: Comparison) -> Table:
 def markdown(found: Comparison) -> str:
     """Return ``comparison.md``: the table, differences from the reference, how to read them."""
     lines = [f"# {found.title}"]
-    for title, (heading, rows) in tables(found).items():
-        lines += ["", f"## {title}", "", *_markdown_table(heading, rows)]
+    for title, shown in tables(found).items():
+        lines += ["", f"## {title}", "", *markdown_lines(plain_sheet(*shown))]
     uniform = next((scores[UNIFORM] for scores in found.scores.values() if UNIFORM in scores), None)
     if uniform is not None:
         lines += ["", f"A uniform map has an average precision of {spread(uniform)}."]
     if found.differences:
         lines += ["", f"## Differences from {found.differences[0].against}", ""]
-        lines += _markdown_table(*_difference_cells(found.differences))
+        lines += markdown_lines(plain_sheet(*_difference_cells(found.differences)))
     if found.failures:
         lines += ["", "## Runs that did not end", ""]
         named = [f"{x.variant}, seed {x.seed}: {x.code}: {x.message}" for x in found.failures]
@@ -272,25 +259,9 @@ def _difference_cells(differences: Sequence[Difference]) -> Table:
     return heading, rows
 
 
-def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
 def latex(found: Comparison) -> str:
     """Return ``comparison.tex``: a ``tabular`` each for a paper; needs the package ``booktabs``."""
     lines = [f"% {found.title}", *(f"% {text}" for text in _notes(found))]
-    for title, (heading, rows) in tables(found).items():
-        head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in (heading, *rows)]
-        lines += [
-            f"% {title}",
-            rf"\begin{{tabular}}{{l{'r' * (len(heading) - 1)}}}",
-            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
-            r"\end{tabular}",
-        ]
+    for title, shown in tables(found).items():
+        lines += [f"% {title}", *latex_lines(plain_sheet(*shown))]
     return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    escaped = "".join(LATEX_SPECIAL.get(character, character) for character in text)
-    return escaped.replace("±", r"$\pm$")

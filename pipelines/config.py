@@ -6,7 +6,7 @@ names are looked up in the registries.
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -161,6 +161,33 @@ class AugmentConfig(StrictConfig):
     """Largest relative change of contrast, and largest shift in standard deviations."""
 
 
+class RobustConfig(StrictConfig):
+    """Settings of a robust objective; what is not given takes the objective's own default.
+
+    One that the objective has no use for is refused.
+    """
+
+    radius: float | None = Field(default=None, ge=0)
+    """Largest change of a value (``l1``, ``fgsm``, ``pgd``), of a patch (``group``) or of a picture
+    (``l2``, ``pgd-l2``, ``mask-guided``), in shares of the valid range before normalisation; in
+    standard deviations of the brain where pictures are scores. 0 is standard training."""
+    ridge: float | None = Field(default=None, ge=0)
+    """Weight of the squares in the elastic net."""
+    patch: int | None = Field(default=None, ge=1)
+    """Side of a patch of ``group`` in pixels; a sixteenth of the picture's shorter side."""
+    across_channels: bool | None = None
+    """Whether a patch holds all channels; else each channel has patches of its own."""
+    steps: int | None = Field(default=None, ge=1)
+    """Gradients taken for one batch: 7."""
+    step_size: float | None = Field(default=None, gt=0)
+    """Of ``pgd``, in radii: 2.5 over the number of steps."""
+    random_start: bool | None = None
+    """Whether ``pgd`` begins anywhere in its set; it does."""
+    weight: float | None = Field(default=None, ge=0, le=1)
+    """Share of the loss on perturbed pictures, beside that on pictures as they are; or factor of
+    the penalty: 1. 0 is standard training."""
+
+
 class TrainConfig(StrictConfig):
     """How a classifier is trained."""
 
@@ -196,11 +223,18 @@ class TrainConfig(StrictConfig):
     loss, or none; each after a linear warm-up (``plateau``: without)."""
     warmup_epochs: float = Field(default=1.0, ge=0)
     plateau_patience: int = Field(default=5, ge=1)
-    balance: Literal["sampler", "loss", "none"] = "sampler"
+    balance: Literal["sampler", "loss", "batch", "w-cel", "none"] = "sampler"
     """Draw every class equally often, or weight its loss by its rarity, or neither. A picture of
-    several classes has none to be drawn by: there ``sampler`` draws as ``none`` does."""
+    several classes has none to be drawn by: there ``sampler`` draws as ``none`` does. Only there,
+    ``batch`` weighs every present finding by the ratio of absent to present ones, whichever they
+    are, among the pictures that are computed at once, and ``w-cel`` both by the inverse of their
+    share (Wang et al., CVPR 2017): with ``accumulate`` they are counted in each part, in several
+    processes in each one's share, and for validation in the training split."""
     alpha: float | None = Field(default=None, ge=0)
     """Weight of the consistency penalty; None takes the variant's own default."""
+    objective: str = "standard"
+    """A name in ``models.adversarial.OBJECTIVES``."""
+    robust: RobustConfig = Field(default_factory=RobustConfig)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
@@ -216,6 +250,9 @@ class TrainConfig(StrictConfig):
     """Threads that read ahead of a streaming feed, and fill a resident one; with 0 the training
     reads by itself, when it needs a batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    labels: Literal["true", "permuted"] = "true"
+    """``permuted``: every training and validation picture has the label of another patient's, drawn
+    by the seed. Such a run explains nothing; others' maps are held against its maps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 autocast on CUDA, float32 on a CPU. ``float16``: for accelerators without
@@ -261,6 +298,18 @@ class Normalisation(StrictConfig):
 
     mean: tuple[float, ...]
     sd: tuple[float, ...]
+
+    @property
+    def scored(self) -> bool:
+        """Whether it changes nothing: pictures are scores over the brain already."""
+        return not any(self.mean) and set(self.sd) == {1.0}
+
+
+class ValidRange(StrictConfig):
+    """Least and largest value of each channel that a picture can have, in stored units."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
 
 
 class Origin(StrictConfig):
@@ -316,6 +365,44 @@ class GridConfig(StrictConfig):
     compare: CompareConfig
 
 
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Radius = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class RetrainConfig(StrictConfig):
+    """Networks retrained on pictures from which maps have removed pixels."""
+
+    protocol: Literal["roar", "diffroar"] = "roar"
+    """``roar``: the pixels of greatest importance are removed. ``diffroar``: once only those are
+    kept, once only those of least importance; the difference of the accuracies is measured."""
+    fractions: tuple[Fraction, ...] = Field(default=(0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
+    """Of the pixels that are removed (``roar``) or kept (``diffroar``), ascending."""
+    seeds: int = Field(default=1, ge=1)
+    """Networks per map, protocol and fraction, with the seeds from the run's own on."""
+    jobs: int = Field(default=1, ge=1)
+    """Fractions of a map at a time, each in a process with its share of the processors."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pictures, or copies of them, that are explained at once: it bounds the memory."""
+
+    @model_validator(mode="after")
+    def _refuse_disorder(self) -> "RetrainConfig":
+        if list(self.fractions) != sorted(set(self.fractions)):
+            raise ValueError("fractions are to ascend, each one named once")
+        return self
+
+
+class RetrainingConfig(StrictConfig):
+    """``config.yaml`` of a retraining, written when its tables are."""
+
+    encoding_type: Literal["dualwitness-retraining"] = "dualwitness-retraining"
+    encoding_version: Literal["1.0"] = "1.0"
+    methods: tuple[str, ...]
+    """As they were named."""
+    retrain: RetrainConfig
+    explained: RunConfig
+    """The run whose maps removed the pixels."""
+
+
 class ExplainConfig(StrictConfig):
     """Which samples are explained, and how."""
 
@@ -338,4 +425,83 @@ class ExplainConfig(StrictConfig):
     """Draw pictures; without them there is no gallery either."""
     volumes: bool = True
     """Carry maps back into patient space where the shards hold the depth of the projection."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+Fill = Literal["zero", "mean", "blur", "noisy-linear"]
+"""What stands for a removed pixel: black, the training pictures' mean, the picture blurred, or the
+weighted mean of its neighbours with noise."""
+
+
+class RobustnessConfig(StrictConfig):
+    """What attacks predictions and explanations are held against.
+
+    Of each run, the network answers at most
+    ``samples * (radii of predictions) * (steps + 1) * (restarts + 1)`` times for the attacks on
+    predictions. Those on explanations make each method's map some 25 times for every picture of
+    ``explained`` and every radius.
+    """
+
+    enabled: bool = False
+    """Whether any of it is measured."""
+    samples: int = Field(default=40, ge=1)
+    """Test pictures whose predictions are attacked, of all classes and patients in turn."""
+    explained: int = Field(default=12, ge=1)
+    """How many of them have their explanations attacked, and compared between seeds."""
+    radii: tuple[Radius, ...] = (0.03, 0.1, 0.3)
+    """Of attacks on explanations: root mean square of the change, in standard deviations of the
+    training split. None leaves these attacks out."""
+    linf_radii: tuple[Radius, ...] = (0.01, 0.02, 0.05)
+    """Largest change of a value by an attack on predictions, in shares of the valid range before
+    normalisation; in standard deviations of the brain where pictures are scores."""
+    l2_radii: tuple[Radius, ...] = (0.5, 1.0)
+    """Euclidean length of the change of a picture, in the same units."""
+    methods: tuple[str, ...] = ("gradient", "smoothgrad", "moreaugrad", "gradcam", "attention")
+    """Names in ``models.explainers.EXPLAINERS``; each is measured on the networks that it fits."""
+    steps: int = Field(default=20, ge=1)
+    """Of one attack on predictions: more than training takes, so that a network that only hides
+    its gradients is found out."""
+    restarts: int = Field(default=3, ge=1)
+    """How often that attack begins, after the first time at a random place."""
+
+    @model_validator(mode="after")
+    def _refuse_disorder(self) -> "RobustnessConfig":
+        for name in ("radii", "linf_radii", "l2_radii"):
+            radii = getattr(self, name)
+            if list(radii) != sorted(set(radii)):
+                raise ValueError(f"{name} are to ascend, each one named once")
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError("methods are to be named once each")
+        return self
+
+
+class EvaluateConfig(StrictConfig):
+    """What is measured of maps, and how surely."""
+
+    methods: tuple[str, ...] = ()
+    """Names in ``models.explainers.EXPLAINERS`` for every run, or ``all`` for those that each
+    network can take. None named: attention for runs with gates, usual methods for a baseline."""
+    target: Literal["truth", "prediction"] = "truth"
+    """The class a class-bound method explains. Of label sets: the first true finding that has a
+    region, or the first true one, so that every model explains the same."""
+    fills: tuple[Fill, ...] = ("zero", "blur")
+    """What stands for removed pixels; none leaves the perturbation curves out."""
+    perturbation_samples: int = Field(default=200, ge=0)
+    """Test pictures that pixels are removed from, of all classes and patients in turn; 0: all."""
+    controls: bool = True
+    """Also measure maps that know nothing, and the true regions themselves."""
+    verify: bool = True
+    """Also compare maps with those of the same network with random weights."""
+    robustness: RobustnessConfig = Field(default_factory=RobustnessConfig)
+    against: str = ""
+    """Name of the entry that all others are compared with; where not named,
+    ``exact attention fine``, the first attention, or the first entry."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures that a network sees at once when it is explained: it bounds the memory."""
+    resamples: int = Field(default=1000, ge=0)
+    """Of the patients, behind the intervals."""
+    seed: int = Field(default=0, ge=0)
+    """Of the resamples, of random maps and weights, and of the order among equal pixels."""
+    synthetic: bool = False
+    """Whether the scans are phantoms, which the report then says; it cannot be told from them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from models.explainers.verify import Verification
-from models.networks import Classifier
 from models.records import Attribution
 from pipelines import explain_files as files
 from pipelines import explain_methods as methods
 from pipelines import explain_pictures as drawn
 from pipelines import gallery, pages
 from pipelines import run as run_files
-from pipelines.assemble import network_of, pick_device
+from pipelines.assemble import pick_device
 from pipelines.config import ExplainConfig, RunConfig
 from pipelines.errors import RunExists, UsageError
 from pipelines.explain_batches import batch_of, map_of, ranges, scans_of
 from pipelines.explain_records import Map, Scan, Task, VolumeExport
 from pipelines.explain_report import ExplainReport
 from pipelines.explain_sources import NewScans, from_dataset, from_dicom
+from pipelines.label_permutation import remarks_on_labels
+from pipelines.loading import load_network
 from pipelines.progress import Progress, silent
 from preprocessing.journal import OutputLock
 from preprocessing.records import Exclusion
@@ -79,7 +79,7 @@ def explain(
     config = run_files.read_config(run)
     _refuse_export(export, dicom_dir=dicom_dir, out=out, config=config)
     device = pick_device(settings.device)
-    network = _load(run, config).to(device)
+    network = load_network(run, config).to(device)
     exclusions: tuple[Exclusion, ...] = ()
     if data is not None:
         scans = from_dataset(data, config, split=settings.split)
@@ -129,13 +129,6 @@ def _refuse_export(
             "folders of which neither lies in the other",
         )
     _refuse_full(export.folder)
-
-
-def _load(run: Path, config: RunConfig) -> Classifier:
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and replaced at once
-        network = network_of(config)
-    run_files.load_weights(run, network)
-    return network.eval()
 
 
 def _refuse_full(folder: Path) -> None:
@@ -275,7 +268,8 @@ def _write(task: Task, report: ExplainReport, left: _Left, *, exported: bool) ->
     files.write_exclusions(task, report.exclusions)
     files.write_verification(task, report.verification)
     tables = files.tables_of(report.rows, report.verification, report.left_out)
-    notes = [f"Refused, {item.code}: {item.detail}" for item in report.exclusions]
+    notes = [f"The run is {remark}." for remark in remarks_on_labels(task.config.train)]
+    notes += [f"Refused, {item.code}: {item.detail}" for item in report.exclusions]
     refused = {str(row["method"]) for row in report.rows if row["verdict"] == "refused"}
     if exported and refused:
         notes.append(

@@ -184,6 +184,8 @@ def verification_rows(
             "method": name,
             "randomised_similarity": _number(found.randomised_similarity),
             "random_similarity": _number(found.random_similarity),
+            "structural_similarity": _number(found.structural_similarity),
+            "random_structural_similarity": _number(found.random_structural_similarity),
             "repeat_difference": _number(found.repeat_difference),
             "law_residual": _number(found.law_residual),
             "verdict": found.verdict,

@@ -381,7 +381,7 @@ class TrainingFeed:
         raw = self._pixels.batches(self._order.batches(self._start))
         orders = self._order.batches(self._start)
         for iteration, (images, order) in enumerate(zip(raw, orders, strict=True), self._start):
-            generator = _generator(self._order.seed, iteration)
+            generator = augmenting(self._order.seed, iteration)
             ready = augment(
                 normalise(images, self._measured),
                 self._settings,
@@ -393,7 +393,8 @@ class TrainingFeed:
             yield {"image": ready, "label": labels[index].to(images.device), "index": index}
 
 
-def _generator(seed: int, iteration: int) -> torch.Generator:
+def augmenting(seed: int, iteration: int) -> torch.Generator:
+    """Return what draws the changes of one batch."""
     words = np.random.SeedSequence([seed, AUGMENT_STREAM, iteration]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
 

@@ -17,7 +17,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 
-from models.losses import Objective, objective
+from models.losses import WEIGHTINGS, LabelWeights, Objective, objective, sample_losses
 from models.records import Prediction
 from models.statistics import remeasure
 from pipelines import label_sets, scores
@@ -94,6 +94,11 @@ class Losses:
     ----------
     alpha, class_weights, label_smoothing
         As ``models.losses.objective``.
+    weighting
+        Name in ``models.losses.WEIGHTINGS``, counted in each training batch; "" for none.
+    label_weights
+        The same of the whole training split: those of a picture that is judged outside training,
+        whose loss must not depend on its neighbours.
     processes
         Those that train together; each keeps the sums of its own pictures.
     """
@@ -104,29 +109,82 @@ class Losses:
         alpha: float,
         class_weights: Tensor | None,
         label_smoothing: float,
+        weighting: str = "",
+        label_weights: LabelWeights | None = None,
         processes: Processes = ALONE,
     ) -> None:
         self.alpha, self._class_weights = alpha, class_weights
+        self._weighting, self._label_weights = weighting, label_weights
         self._label_smoothing, self._processes = label_smoothing, processes
         self._sums: dict[str, Tensor] = {}
         self._pictures = 0
 
-    def __call__(self, prediction: Prediction, labels: Tensor) -> Tensor:
-        """Loss of a training batch, its terms added to the epoch's sums."""
-        found = self.evaluate(prediction, labels)
-        terms = {name: values.sum() for name, values in found.terms.items()}
-        for name, value in {"loss": found.loss.detach() * len(labels), **terms}.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._pictures += len(labels)
+    def __call__(
+        self,
+        prediction: Prediction,
+        labels: Tensor,
+        *,
+        weight: float = 1.0,
+        prefix: str = "",
+        counted: bool = True,
+    ) -> Tensor:
+        """Loss of a training batch, its terms added to the epoch's sums.
+
+        Parameters
+        ----------
+        weight
+            Share in the sum of losses; the loss returned is not multiplied by it.
+        prefix
+            Before the names of the terms.
+        counted
+            Whether the pictures count as met.
+        """
+        found = self._objective(prediction, labels, self._batch_weights(labels))
+        terms = {prefix + name: values.sum() for name, values in found.terms.items()}
+        self._add({"loss": found.loss.detach() * (len(labels) * weight), **terms})
+        self._pictures += len(labels) if counted else 0
         return found.loss
+
+    def charge(self, costs: Tensor, *, weight: float, name: str) -> Tensor:
+        """Mean of what each picture costs beside its loss, added to the epoch's sums."""
+        total = costs.detach().sum()
+        self._add({"loss": total * weight, name: total})
+        return costs.mean()
+
+    def note(self, values: Tensor, *, name: str) -> None:
+        """Remember what is no part of the loss: the mean over the epoch goes to the record."""
+        self._add({name: values.detach().sum()})
+
+    def classification(self, prediction: Prediction, labels: Tensor) -> Tensor:
+        """Classification loss of each picture of a training batch; nothing is remembered."""
+        return sample_losses(
+            prediction,
+            labels,
+            class_weights=self._class_weights,
+            label_weights=self._batch_weights(labels),
+            label_smoothing=self._label_smoothing,
+        )
+
+    def _batch_weights(self, labels: Tensor) -> LabelWeights | None:
+        return WEIGHTINGS[self._weighting](labels) if self._weighting else None
+
+    def _add(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def evaluate(self, prediction: Prediction, labels: Tensor) -> Objective:
         """Loss and terms of a batch; nothing is remembered."""
+        return self._objective(prediction, labels, self._label_weights)
+
+    def _objective(
+        self, prediction: Prediction, labels: Tensor, label_weights: LabelWeights | None
+    ) -> Objective:
         return objective(
             prediction,
             labels,
             alpha=self.alpha,
             class_weights=self._class_weights,
+            label_weights=label_weights,
             label_smoothing=self._label_smoothing,
         )
 

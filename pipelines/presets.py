@@ -1,11 +1,13 @@
-"""Settings that belong together, by name: the paper's recipes, and one for processors.
+"""Settings that belong together, by name: the papers' recipes, and small ones for processors.
 
-Where a recipe is the paper's, its settings are those of the paper and of its released code, but for
+Where a recipe is a paper's, its settings are those of the paper and of its authors' code, but for
 what is listed in ``DIFFERENCES``, with the reason; a run's model card repeats that list.
 
 References
 ----------
 Ron, Weiler-Sagie, Hazan, "Consistent attention by dual decomposition", ICML 2022, section 4.
+Khakzar, Albarqouni, Navab, "Learning interpretable features via adversarially robust optimization",
+MICCAI 2019; settings of the group's later code for the same data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +48,38 @@ PAPER: Mapping[str, Any] = MappingProxyType(
 """Fine-tuning of both gates, the witness and the head on the frozen trunk of a baseline; the weight
 of the penalty is the variant's own, 10 for ``dual``."""
 
+STILL: Mapping[str, Any] = MappingProxyType(
+    {
+        "flip_left_right": 0.0,
+        "rotate_deg": 0.0,
+        "translate": 0.0,
+        "scale": 0.0,
+        "intensity": 0.0,
+    }
+)
+"""Pictures as they are."""
+
+CHEST: Mapping[str, Any] = MappingProxyType(
+    {
+        "network": "densenet121",
+        "variant": "baseline",
+        "image_size": 224,
+        "epochs": 100,
+        "patience": 10,
+        "batch_size": 32,
+        "optimizer": "sgd",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+        "balance": "none",
+        "gradient_clip": 0.0,
+        "statistics_pictures": 0,
+        "augment": STILL,
+    }
+)
+"""Gradient descent at a constant rate on pictures as they are."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "paper-fdg-pet-baseline": {**PAPER_BASELINE, "network": "resnet50", "image_size": 512},
@@ -66,6 +100,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "image_size": 256,
             "network_options": {"embedding": [512], "gate_bias": True, "pool_scale": 1.0},
         },
+        "paper-chestxray14": CHEST,
+        "paper-chestxray14-w-cel": {**CHEST, "balance": "w-cel"},
         "small": {
             "network": "unet-encoder-narrow",
             "image_size": 64,
@@ -73,11 +109,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "learning_rate": 3e-3,
             "epochs": 6,
         },
+        "small-chestxray14": {
+            "network": "densenet-narrow-stride8",
+            "variant": "baseline",
+            "image_size": 96,
+            "batch_size": 32,
+            "learning_rate": 3e-3,
+            "epochs": 30,
+            "balance": "w-cel",
+            "augment": {"flip_left_right": 0.0},
+        },
     }
 )
 """Name of a preset -> the settings it stands for; what is given beside it wins."""
 
-DIFFERENCES: Mapping[str, str] = MappingProxyType(
+RON_DIFFERENCES: Mapping[str, str] = MappingProxyType(
     {
         "choice of the epoch": "the lowest loss on validation patients, never on the test fold "
         "that the paper reports: a maximum over epochs of the test score is no estimate of it",
@@ -99,7 +145,42 @@ DIFFERENCES: Mapping[str, str] = MappingProxyType(
         "baseline": "trained by the same recipe as its fine-tuning; the paper does not give one",
     }
 )
-"""What differs from the paper -> how and why; the same for each of its recipes."""
+"""What differs from Ron et al. -> how and why; the same for each of their recipes."""
+
+CHEST_DIFFERENCES: Mapping[str, str] = MappingProxyType(
+    {
+        "source": "the paper's own settings are not public; these are of its group's later code "
+        "for the same data, and so is the choice between weighted losses (balance)",
+        "first weights": "at random unless a file of ImageNet weights is named (--pretrained), as "
+        "the group's are; the first convolution is then summed over colours, for one grey channel",
+        "normalisation": "by the training pictures; the group's code takes ImageNet's means and "
+        "standard deviations on three equal channels",
+        "momentum": "Nesterov's, of 0.9; the group's code has the plain one of 0.9",
+        "weight decay": "of convolutions and the head only; the group's code decays scales and "
+        "biases of batch normalisation, too",
+        "end": "after 10 epochs without a lower validation loss, 100 at most; the group's code "
+        "trains up to 100 and keeps the best",
+        "validation loss": "weighed by the counts of the training split, so that it does not "
+        "depend on which pictures share a batch; the group's code counts in each batch",
+        "weights of a batch": "1 where it holds one kind of label only, for which the published "
+        "ratios are not defined",
+        "W-CEL": "a mean over labels; the paper of the data set writes a sum, which differs by a "
+        "factor that belongs into the learning rate",
+    }
+)
+"""What differs from the code of Khakzar et al.'s group -> how and why."""
+
+DIFFERENCES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "paper-fdg-pet-baseline": RON_DIFFERENCES,
+        "paper-fdg-pet": RON_DIFFERENCES,
+        "paper-brats18-baseline": RON_DIFFERENCES,
+        "paper-brats18": RON_DIFFERENCES,
+        "paper-chestxray14": CHEST_DIFFERENCES,
+        "paper-chestxray14-w-cel": CHEST_DIFFERENCES,
+    }
+)
+"""Name of a paper's recipe -> what differs from the paper."""
 
 
 def expanded(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,10 +199,8 @@ def expanded(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(name: str) -> Sequence[str]:
-    """Tell how a preset differs from the paper; nothing where it is not the paper's."""
-    if not name.startswith("paper-"):
-        return ()
-    return tuple(f"{what}: {how}" for what, how in DIFFERENCES.items())
+    """Tell how a preset differs from its paper; nothing where it is no paper's."""
+    return tuple(f"{what}: {how}" for what, how in DIFFERENCES.get(name, {}).items())
 
 
 def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from pipelines.errors import DataError, RunError, UsageError
 
 OTHER_DATA = "other-data"
 HEAD = "head"
+SEEDS = "seed-*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,8 @@ class Start:
     pretrained
         A file of weights under the names of torchvision, timm or our own.
     source
-        A run's folder, named on the command line by ``--from``.
+        A run's folder, named on the command line by ``--from``; or a folder of runs
+        ``seed-<seed>``, of which each run begins with that of its own seed.
     allow
         What need not fit: parts of the network or of the file by name, and ``other-data`` for a
         source that was trained on a data set that may have split the patients otherwise.
@@ -47,6 +49,32 @@ class Start:
     def file(self) -> Path | None:
         """The file of weights, whosever it is."""
         return self.pretrained if self.source is None else self.source / run_files.WEIGHTS
+
+    def of_seed(self, seed: int) -> "Start":
+        """Return where a run with this seed begins, whether or not that run is there."""
+        source = self.source
+        if source is None or (source / run_files.CONFIG).exists() or not any(source.glob(SEEDS)):
+            return self
+        return replace(self, source=source / f"seed-{seed}")
+
+    def required(self, seed: int) -> "Start":
+        """Return where a run with this seed begins.
+
+        Raises
+        ------
+        RunError
+            ``SEED_MISSING`` where the source holds runs of other seeds only.
+        """
+        found = self.of_seed(seed)
+        if found is not self and found.file is not None and not found.file.parent.is_dir():
+            held = ", ".join(sorted(path.name for path in found.file.parent.parent.glob(SEEDS)))
+            raise RunError(
+                "SEED_MISSING",
+                f"the folder to start from holds no run of seed {seed} (it holds {held}), and the "
+                "weights of another seed would tie runs together that are to be independent: train "
+                "the missing one, ask for fewer --seeds, or name a single run with --from",
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +103,12 @@ def begin(
         ``TWO_STARTS``, ``FROZEN_AT_RANDOM``, ``NO_START``, ``START_DIFFERS`` where the source is of
         another network or other channels, and the codes of ``models.pretrained``.
     RunError
-        The source is no run, was not finished, or was altered.
+        The source is no run, was not finished, or was altered; ``SEED_MISSING`` where it holds runs
+        of other seeds only.
     DataError
         ``OTHER_SPLIT`` where the source may have been trained on patients that are to test.
     """
+    start = start.required(settings.seed)
     if start.pretrained is not None and start.source is not None:
         raise UsageError("TWO_STARTS", "--pretrained and --from exclude each other: name one")
     if start.source is not None:
@@ -108,6 +138,7 @@ def begin_again(
     UsageError
         ``START_MISSING``, ``RESUME_DIFFERS``, and as ``begin``.
     """
+    start = start.of_seed(kept.train.seed)
     there = start.file is not None and start.file.is_file()
     if there and _hash(start.file) != kept.origin.sha256:
         raise UsageError(

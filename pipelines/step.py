@@ -5,6 +5,7 @@ Axes: b batch, c channel, h row, w column.
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,21 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.robust import Extras, Pass, RobustTraining
+
 FIRST_LOSS_SCALE = 2.0**12  # small enough that the first step of a float16 run seldom overflows
+COST = "penalty"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Some of a batch, its share in it, and whether no other follows."""
+
+    pictures: Tensor
+    truth: Tensor
+    extras: Extras
+    share: float
+    last: bool
 
 
 class Step:
@@ -24,6 +39,8 @@ class Step:
     ----------
     pictures
         Behind one step: of several processes, the mean of what each has.
+    robust
+        What each part is trained on, where that is not the part itself.
 
     Attributes
     ----------
@@ -32,10 +49,17 @@ class Step:
     """
 
     def __init__(
-        self, *, parts: int, pictures: float, device: torch.device, precision: str
+        self,
+        *,
+        parts: int,
+        pictures: float,
+        device: torch.device,
+        precision: str,
+        robust: RobustTraining | None = None,
     ) -> None:
         # as many in each process, for batch normalisation waits for the others
         self._parts, self._pictures = min(parts, int(pictures)), pictures
+        self._robust = robust
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=FIRST_LOSS_SCALE, enabled=precision == "float16"
         )
@@ -48,28 +72,72 @@ class Step:
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         losses = []
-        for pictures, truth, share, last in self._split(images, labels):
-            with _apart(engine.network, synchronised=last):
-                output[CommonKeys.PRED] = engine.inferer(pictures, engine.network)
-                engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-                loss = engine.loss_function(output[CommonKeys.PRED], truth)
-                losses.append(loss.detach() * share)
-                output[CommonKeys.LOSS] = losses[-1]
-                engine.fire_event(IterationEvents.LOSS_COMPLETED)
-                self.scaler.scale(loss if share == 1 else loss * share).backward()
+        for part in self._split(images, labels, self._extras(engine, images, batch)):
+            for turn in self._turns(part):
+                with _apart(engine.network, synchronised=part.last and turn.last):
+                    losses.append(self._backward(engine, output, part, turn))
         output[CommonKeys.LOSS] = torch.stack(losses).sum()
         self._update(engine)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
+    def _extras(self, engine: Any, images: Tensor, batch: Mapping[str, Tensor]) -> Extras:
+        if self._robust is None:
+            return Extras()
+        return self._robust.extras(images, batch, iteration=engine.state.iteration)
+
+    def _turns(self, part: _Part) -> Iterator[Pass]:
+        if self._robust is None:
+            return iter((Pass(images=part.pictures),))
+        return self._robust.passes(part.pictures, part.truth, part.extras)
+
+    def _backward(
+        self, engine: Any, output: dict[str, Any], part: _Part, turn: Pass
+    ) -> Float[Tensor, ""]:
+        """Add to the gradient; the loss, as much of it as counts in that of the batch."""
+        loss, share = self._loss(engine, output, part, turn), part.share * turn.weight
+        output[CommonKeys.LOSS] = loss.detach() * share
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return output[CommonKeys.LOSS]
+
+    def _loss(
+        self, engine: Any, output: dict[str, Any], part: _Part, turn: Pass
+    ) -> Float[Tensor, ""]:
+        if turn.images is None and self._robust is not None:
+            costs = self._robust.penalty(part.pictures, part.truth)
+            return engine.loss_function.charge(costs, weight=turn.weight, name=turn.prefix + COST)
+        output[CommonKeys.PRED] = engine.inferer(turn.images, engine.network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        if self._robust is None:
+            return engine.loss_function(output[CommonKeys.PRED], part.truth)
+        return engine.loss_function(
+            output[CommonKeys.PRED],
+            part.truth,
+            weight=turn.weight,
+            prefix=turn.prefix,
+            counted=turn.counted,
+        )
+
     def _split(
-        self, images: Float[Tensor, "b c h w"], labels: Shaped[Tensor, "b ..."]
-    ) -> Iterator[tuple[Tensor, Tensor, float, bool]]:
-        """Parts as equal as can be, the share of each in the batch, and whether it is the last."""
+        self, images: Float[Tensor, "b c h w"], labels: Shaped[Tensor, "b ..."], extras: Extras
+    ) -> Iterator[_Part]:
+        """Parts as equal as can be."""
         parts = self._parts
-        pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        for place, (pictures, truth) in enumerate(pairs, start=1):
-            yield pictures, truth, len(pictures) / self._pictures, place == parts
+        pieces = zip(
+            images.tensor_split(parts),
+            labels.tensor_split(parts),
+            extras.parts(parts),
+            strict=True,
+        )
+        for place, (pictures, truth, more) in enumerate(pieces, start=1):
+            yield _Part(
+                pictures=pictures,
+                truth=truth,
+                extras=more,
+                share=len(pictures) / self._pictures,
+                last=place == parts,
+            )
 
     def _update(self, engine: Any) -> None:
         if self.scaler.is_enabled():

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from models.adversarial import Robust
+from models.domain import Domain
 from models.networks import Classifier
 from pipelines import machine, outcome
 from pipelines import run as run_files
@@ -21,13 +23,17 @@ from pipelines.assemble import TrainingData, network_for, open_for_training, pic
 from pipelines.config import Normalisation, Origin, RunConfig, TrainConfig
 from pipelines.distributed import ALONE, Processes
 from pipelines.errors import DataError, UsageError
-from pipelines.feed import Store, measure
+from pipelines.feed import Pictures, Store, measure
 from pipelines.forecast import Forecast, forecast, refuse_full_disk, within_memory
+from pipelines.label_permutation import with_chosen_labels
+from pipelines.mask_feed import masks_of
 from pipelines.outcome import Predicted, TestScores
 from pipelines.presets import differences
 from pipelines.progress import Progress, silent
+from pipelines.robust import domain_of, remarks_on, robust_of, valid_range
 from pipelines.start import Beginning, Start, begin, begin_again, described
 from pipelines.stores import store
+from pipelines.trainable import refuse_balance
 from pipelines.training_loop import History, Loop, Task, predict
 from preprocessing.journal import OutputLock
 
@@ -116,7 +122,8 @@ def train(
         Unknown names or sizes that cannot be gated; ``RESUME_DIFFERS`` from the run's settings;
         ``NO_COMPILER``, ``CUBLAS_WORKSPACE``; and as ``pipelines.start``.
     DataError
-        The data set cannot be trained on, or is not the one that the run was begun with.
+        The data set cannot be trained on, its labels cannot be permuted as asked, or it is not the
+        one that the run was begun with.
     RunExists
         The folder holds something already.
     DivergedError
@@ -176,6 +183,8 @@ class _Ready:
     origin: Origin
     normalisation: Normalisation | None
     forecast: Forecast
+    objective: Robust
+    masks: Pictures | None
 
 
 @contextmanager
@@ -191,11 +200,14 @@ def _prepared(
     device = processes.device(pick_device(config.device))
     if config.compile:
         machine.refuse_no_compiler(device)
-    found = open_for_training(data, image_size=config.image_size)
+    found = with_chosen_labels(open_for_training(data, image_size=config.image_size), config)
+    refuse_balance(config.balance, found.summary.task)
     processes.refuse_small_batch(min(config.batch_size, len(found.splits["train"])))
     processes.refuse_other_data(found.summary)
     with machine.reproducible(config.seed, device, deterministic=config.deterministic):
         network = network_for(config, found.summary)
+        objective = robust_of(config, network.image_size)
+        masks = _masks(objective, found)
         kept, beginning = processes.first(
             lambda: _opened(config, network, found, run=run, start=start, resume=resume)
         )
@@ -218,7 +230,15 @@ def _prepared(
             origin=beginning.origin,
             normalisation=beginning.normalisation,
             forecast=wanted,
+            objective=objective,
+            masks=masks,
         )
+
+
+def _masks(objective: Robust, found: TrainingData) -> Pictures | None:
+    if not objective.needs_masks:
+        return None
+    return masks_of(found.splits["train"], objective=objective.name)
 
 
 def _opened(
@@ -263,7 +283,18 @@ def _begin(config: TrainConfig, ready: _Ready, *, run: Path, progress: Progress)
         network=ready.network,
         progress=progress,
         processes=ready.processes,
+        masks=None if ready.masks is None else _store(config, ready, ready.masks, progress),
+        domain=_domain(ready, stores["train"], resolved.normalisation),
     )
+
+
+def _domain(ready: _Ready, pictures: Store, measured: Normalisation) -> Domain | None:
+    """Measure where a robust objective may move pictures to; standard training moves none."""
+    if not ready.objective.active:
+        return None
+    count = len(ready.data.splits["train"])
+    valid = ready.processes.first(lambda: valid_range(pictures, count))
+    return domain_of(measured, valid, device=ready.device)
 
 
 def _resolved(config: TrainConfig, ready: _Ready, pictures: Store, *, run: Path) -> RunConfig:
@@ -283,17 +314,28 @@ def _resolved(config: TrainConfig, ready: _Ready, pictures: Store, *, run: Path)
 
 def _stores(config: TrainConfig, ready: _Ready, progress: Progress) -> dict[str, Store]:
     """Training and validation pictures are met every epoch, test pictures once."""
-    stores: dict[str, Store] = {}
-    for split, pictures in ready.data.splits.items():
-        stores[split] = store(
-            pictures,
-            feed="stream" if split == "test" else config.feed,
-            device=ready.device,
-            workers=config.workers,
-            sharing=ready.processes.launch.local_world,
-            progress=progress,
-        )
-    return stores
+    return {
+        split: _store(config, ready, pictures, progress, unseen=split == "test")
+        for split, pictures in ready.data.splits.items()
+    }
+
+
+def _store(
+    config: TrainConfig,
+    ready: _Ready,
+    pictures: Pictures,
+    progress: Progress,
+    *,
+    unseen: bool = False,
+) -> Store:
+    return store(
+        pictures,
+        feed="stream" if unseen else config.feed,
+        device=ready.device,
+        workers=config.workers,
+        sharing=ready.processes.launch.local_world,
+        progress=progress,
+    )
 
 
 def _refuse_other(resolved: RunConfig, config: TrainConfig, found: TrainingData) -> None:
@@ -346,6 +388,7 @@ def _reported(task: Task, history: History, predicted: Mapping[str, Predicted]) 
     remarks = (
         *task.data.remarks,
         *task.processes.remarks(variant=task.settings.variant),
+        *remarks_on(task.settings, task.config.normalisation),
     )
     classes = task.config.data.classes
     outcome.write_predictions(task.run, list(predicted.values()), classes)

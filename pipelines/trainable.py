@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from pipelines.errors import DataError
+from models.losses import WEIGHTINGS
+from pipelines.errors import DataError, UsageError
 from pipelines.feed import Pictures
-from pipelines.label_sets import FIELD
+from pipelines.label_sets import FIELD, TaskKind
 from preprocessing.layout import FieldSpec
 
 LABEL_SET_REMARK = (
@@ -49,6 +50,22 @@ def refuse_untrainable(
     else:
         _refuse_one_class(splits["train"].labels, classes)
     _refuse_shared_patients(splits)
+
+
+def refuse_balance(balance: str, task: TaskKind) -> None:
+    """Refuse weights of present and absent findings where a picture has one class.
+
+    Raises
+    ------
+    UsageError
+        ``BALANCE_NEEDS_LABEL_SETS``.
+    """
+    if balance in WEIGHTINGS and task == "multi-class":
+        raise UsageError(
+            "BALANCE_NEEDS_LABEL_SETS",
+            f"balance={balance} weighs findings that are there against those that are not, and "
+            "pictures of this data set have one class each: set balance=loss or balance=sampler",
+        )
 
 
 def refuse_misshapen(layout: Mapping[str, FieldSpec], classes: Sequence[str]) -> None:

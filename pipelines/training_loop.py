@@ -23,6 +23,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from models.domain import Domain
+from models.losses import WEIGHTINGS
 from models.networks import Classifier
 from pipelines import handlers, outcome
 from pipelines import run as run_files
@@ -32,8 +34,10 @@ from pipelines.config import RunConfig, TrainConfig
 from pipelines.distributed import ALONE, Processes
 from pipelines.feed import EvaluationFeed, Order, StatisticsFeed, Store, TrainingFeed
 from pipelines.label_sets import Labels
+from pipelines.mask_feed import MaskedFeed
 from pipelines.outcome import Predicted
 from pipelines.progress import Progress
+from pipelines.robust import RobustTraining, robust_of
 from pipelines.step import Step
 
 LARGEST_WEIGHT = 50.0
@@ -56,7 +60,15 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What stays the same from the first to the last step of one run."""
+    """What stays the same from the first to the last step of one run.
+
+    Attributes
+    ----------
+    masks
+        Of the training pictures, where the objective asks for them.
+    domain
+        Where the objective may move pictures to; None for standard training.
+    """
 
     config: RunConfig
     run: Path
@@ -66,6 +78,8 @@ class Task:
     network: Classifier
     progress: Progress
     processes: Processes = ALONE
+    masks: Store | None = None
+    domain: Domain | None = None
 
     @property
     def settings(self) -> TrainConfig:
@@ -111,6 +125,7 @@ class Loop:
             pictures=self.order.width / task.processes.world,
             device=task.device,
             precision=settings.precision,
+            robust=self._robust(),
         )
         self.length = self.order.epoch_length
         self.total = self.length * settings.epochs
@@ -140,15 +155,37 @@ class Loop:
         started = (self.task.run / run_files.CHECKPOINT).exists()
         return not started and self.task.config.origin.kind != "random"
 
-    def _trainer(self) -> SupervisedTrainer:
+    def _robust(self) -> RobustTraining | None:
+        """Return what robust objectives are trained by; standard training has no part in it."""
         task = self.task
+        if task.domain is None:
+            return None
+        return RobustTraining(
+            robust_of(task.settings, task.network.image_size),
+            network=task.network,
+            domain=task.domain,
+            forward=Forward(task.device, task.settings.precision),
+            losses=self.losses,
+            order=self.order,
+        )
+
+    def _feed(self) -> TrainingFeed | MaskedFeed:
+        task, augment = self.task, self.task.settings.augment
         feed = TrainingFeed(
             task.stores["train"],
             self.order,
             measured=task.config.normalisation,
-            settings=task.settings.augment,
+            settings=augment,
             start=self.iteration,
         )
+        if task.masks is None:
+            return feed
+        return MaskedFeed(
+            feed, task.masks, order=self.order, settings=augment, start=self.iteration
+        )
+
+    def _trainer(self) -> SupervisedTrainer:
+        task, feed = self.task, self._feed()
         trainer = SupervisedTrainer(
             device=task.device,
             max_epochs=task.settings.epochs,
@@ -344,16 +381,19 @@ def _quiet(engine: Engine) -> None:
 
 def _losses(task: Task) -> handlers.Losses:
     settings = task.settings
+    labels = task.data.splits["train"].labels
     weights = None
     if settings.balance == "loss":
-        labels = task.data.splits["train"].labels
         weights = torch.from_numpy(rarity(labels, classes=len(task.config.data.classes)))
         weights = weights.to(task.device)
+    counted = settings.balance in WEIGHTINGS
     default = task.network.default_alpha
     return handlers.Losses(
         alpha=default if settings.alpha is None else settings.alpha,
         class_weights=weights,
         label_smoothing=settings.label_smoothing,
+        weighting=settings.balance if counted else "",
+        label_weights=WEIGHTINGS[settings.balance](torch.from_numpy(labels)) if counted else None,
         processes=task.processes,
     )
 

@@ -36,7 +36,7 @@ class TestWrongCalls:
     @pytest.mark.parametrize(
         ("words", "code", "message"),
         [
-            (["trian"], 2, "No such command 'trian'. Did you mean 'train'?"),
+            (["trian"], 2, "No such command 'trian'. Did you mean 'train'"),
             (["build-dataset", "fdg-pte"], 2, "Did you mean 'fdg-pet'?"),
             (["build-dataset", "fdg-pet", "--out", "x"], 2, "Missing option '--dicom-dir'"),
             (["build-dataset", "fdg-pet", "--dicom-dri", "x"], 2, "No such option: --dicom-dri"),

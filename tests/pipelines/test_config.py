@@ -86,7 +86,7 @@ class TestRoundTrip:
         (TrainConfig, {"augment": {"rotat_deg": 3}}, "augment: .*did you mean 'rotate_deg'"),
         (TrainConfig, {"epochs": 0}, r"epochs: .*greater than or equal to 1 \(got 0\)"),
         (TrainConfig, {"learning_rate": 0}, r"learning_rate: .*greater than 0 \(got 0\)"),
-        (TrainConfig, {"balance": "yes"}, r"balance: .*'sampler', 'loss' or 'none' \(got 'yes'\)"),
+        (TrainConfig, {"balance": "yes"}, r"balance: .*'loss', 'batch', 'w-cel' or 'none' \(got"),
         (TrainConfig, {"feed": "disk"}, r"feed: .*'auto', 'resident' or 'stream'"),
         (TrainConfig, {"schedule": "step"}, r"schedule: .*'cosine', 'plateau' or 'constant'"),
         (TrainConfig, {"device": "tpu"}, r"device: .*'auto', 'cpu' or 'cuda'"),

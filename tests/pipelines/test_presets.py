@@ -92,9 +92,45 @@ class TestThePaper:
 
     def test_every_difference_is_told_and_only_for_the_paper(self) -> None:
         told = differences("paper-brats18")
-        assert len(told) == len(DIFFERENCES)
+        assert len(told) == len(DIFFERENCES["paper-brats18"])
         assert all(len(line) > 40 for line in told)
         assert differences("small") == differences("") == ()
+
+    @pytest.mark.parametrize("name", ["paper-chestxray14", "paper-chestxray14-w-cel"])
+    def test_chest_radiographs_are_trained_as_by_the_group(self, name: str) -> None:
+        settings = TrainConfig.of({"preset": name})
+        assert (settings.network, settings.image_size, settings.batch_size) == (
+            "densenet121",
+            224,
+            32,
+        )
+        assert (settings.optimizer, settings.learning_rate, settings.weight_decay) == (
+            "sgd",
+            1e-3,
+            1e-4,
+        )
+        pictures = torch.rand(3, 1, 16, 16)
+        generator = torch.Generator().manual_seed(0)
+        same = augment(pictures.clone(), settings.augment, generator=generator)
+        torch.testing.assert_close(same, pictures, atol=1e-5, rtol=0)
+        assert any("Nesterov" in line for line in differences(name))
+        assert not any("frozen trunk" in line for line in differences(name))
+
+    @pytest.mark.parametrize(
+        ("ending", "channels", "grid"),
+        [("", 1024, 7), ("-stride16", 1024, 14), ("-stride8", 512, 28), ("-upsampled", 1024, 28)],
+    )
+    def test_finer_networks_end_where_the_group_cuts_theirs(
+        self, ending: str, channels: int, grid: int
+    ) -> None:
+        found = build(
+            f"densenet121{ending}", variant="baseline", in_channels=1, classes=14, image_size=224
+        )
+        last = list(found.trunk.strides)[-1]
+        assert (found.trunk.features, found.trunk.grid(last, (224, 224))) == (
+            channels,
+            (grid, grid),
+        )
 
     def test_sizes_are_drawn_from_0_9_to_1_5(self) -> None:
         augmentation = TrainConfig.of({"preset": "paper-brats18"}).augment
