@@ -100,7 +100,7 @@ def retrain(
 
 
 def reproduce(
-    dataset: Annotated[str, typer.Argument(help="fdg-pet or brats18.")],
+    dataset: Annotated[str, typer.Argument(help="fdg-pet, brats18 or chestxray14.")],
     out: Out,
     dicom_dir: Annotated[
         Path | None, typer.Option("--dicom-dir", help="Real scans for fdg-pet.")
@@ -109,7 +109,9 @@ def reproduce(
     truth: Annotated[
         Path | None, typer.Option(help="Their true masks, where there are any.")
     ] = None,
-    root: Annotated[Path | None, typer.Option("--root", help="Real scans for brats18.")] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Real scans for brats18 and chestxray14.")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="small (processors) or full (an accelerator).")
     ] = None,
@@ -119,13 +121,16 @@ def reproduce(
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once.")] = None,
     workers: Workers = 0,
     key: KeyFile = None,
+    config: ConfigFile = None,
+    set_: Set = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Repeat a paper's tables: build, train all variants, explain, evaluate, report.
 
-    On synthetic patients, or on real ones where their folder is named.
+    On synthetic patients, or on real ones where their folder is named; --config and --set then say
+    how these are built. With --resume, seeds and variants may be added.
     """
     from pipelines import console, reproduce_console
 
@@ -143,6 +148,8 @@ def reproduce(
         root=root,
         key=key,
         workers=workers,
+        config=config,
+        pairs=tuple(set_ or ()),
         resume=resume,
         dry_run=dry_run,
         as_json=as_json,

@@ -451,11 +451,12 @@ class RobustnessConfig(StrictConfig):
     radii: tuple[Radius, ...] = (0.03, 0.1, 0.3)
     """Of attacks on explanations: root mean square of the change, in standard deviations of the
     training split. None leaves these attacks out."""
-    linf_radii: tuple[Radius, ...] = (0.01, 0.02, 0.05)
+    linf_radii: tuple[Radius, ...] | None = None
     """Largest change of a value by an attack on predictions, in shares of the valid range before
-    normalisation; in standard deviations of the brain where pictures are scores."""
-    l2_radii: tuple[Radius, ...] = (0.5, 1.0)
-    """Euclidean length of the change of a picture, in the same units."""
+    normalisation: 0.01, 0.02 and 0.05 where not given; in standard deviations of the brain where
+    pictures are scores: 0.1, 0.2 and 0.5."""
+    l2_radii: tuple[Radius, ...] | None = None
+    """Euclidean length of the change of a picture, in the same units: 0.5 and 1, or 5 and 10."""
     methods: tuple[str, ...] = ("gradient", "smoothgrad", "moreaugrad", "gradcam", "attention")
     """Names in ``models.explainers.EXPLAINERS``; each is measured on the networks that it fits."""
     steps: int = Field(default=20, ge=1)
@@ -467,7 +468,7 @@ class RobustnessConfig(StrictConfig):
     @model_validator(mode="after")
     def _refuse_disorder(self) -> "RobustnessConfig":
         for name in ("radii", "linf_radii", "l2_radii"):
-            radii = getattr(self, name)
+            radii = getattr(self, name) or ()
             if list(radii) != sorted(set(radii)):
                 raise ValueError(f"{name} are to ascend, each one named once")
         if len(set(self.methods)) != len(self.methods):
