@@ -4,13 +4,13 @@ An unknown key is an error with a "did you mean". No value is a class or functio
 names are looked up in the registries.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipelines.config_problems import problem, unknown_key
 from pipelines.presets import expanded
 
 # Not typing.Self: beartype, which checks the suite, knows it only on decorated classes.
@@ -32,7 +32,7 @@ class StrictConfig(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    raise ValueError(_unknown_key(str(key), list(cls.model_fields)))
+                    raise ValueError(unknown_key(str(key), list(cls.model_fields)))
         return values
 
     @classmethod
@@ -47,7 +47,7 @@ class StrictConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError("; ".join(_problem(item) for item in error.errors())) from None
+            raise ConfigError("; ".join(problem(item) for item in error.errors())) from None
 
     @classmethod
     def from_yaml(cls: type[Settings], path: Path) -> Settings:
@@ -75,18 +75,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} holds no 'key: value' settings")
     return values
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    close = get_close_matches(key, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-    return f"unknown setting '{key}'; {hint}"
-
-
-def _problem(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{place}: {message} (got {item['input']!r})" if place else message
 
 
 class BuildConfig(StrictConfig):
@@ -448,7 +436,7 @@ class RobustnessConfig(StrictConfig):
     """Test pictures whose predictions are attacked, of all classes and patients in turn."""
     explained: int = Field(default=12, ge=1)
     """How many of them have their explanations attacked, and compared between seeds."""
-    radii: tuple[Radius, ...] = (0.03, 0.1, 0.3)
+    radii: tuple[Radius, ...] = (0.01, 0.03, 0.1)
     """Of attacks on explanations: root mean square of the change, in standard deviations of the
     training split. None leaves these attacks out."""
     linf_radii: tuple[Radius, ...] | None = None
