@@ -17,6 +17,7 @@ from pipelines.box_records import (
 from pipelines.box_statistics import against_mean_box, case_draws, score_areas, score_cases
 from pipelines.box_truth import columns_of, findings_of
 from pipelines.box_units import Measured, Split
+from pipelines.comparison_scores import MeanScore
 
 HOW = (
     "Each map explains the finding that is boxed, not the prediction. It is scaled to [0, 255] by "
@@ -51,17 +52,6 @@ def scored(found: TrainingData, measured: Measured, *, resamples: int) -> BoxSco
         )
         for name, tables in per_case.items()
     }
-    areas = {
-        with_condition(model, condition): score_areas(
-            np.asarray(split.test.labels),
-            shares,
-            split.test.subject_ids,
-            classes=split.classes,
-            resamples=resamples,
-            seed=split.seed,
-        )
-        for (model, condition), shares in measured.shares.items()
-    }
     prior = (
         "boxes of other test patients" if split.means.leave_out else "boxes of training patients"
     )
@@ -75,7 +65,7 @@ def scored(found: TrainingData, measured: Measured, *, resamples: int) -> BoxSco
         scores=scores,
         per_case=per_case,
         differences=against_mean_box(scores),
-        areas=areas,
+        areas=_areas(measured, resamples=resamples),
         prior=prior,
         samples=len(split.test),
         patients=len(set(split.test.subject_ids)),
@@ -87,6 +77,22 @@ def scored(found: TrainingData, measured: Measured, *, resamples: int) -> BoxSco
         },
         failures=measured.failures,
     )
+
+
+def _areas(measured: Measured, *, resamples: int) -> dict[str, dict[str, MeanScore]]:
+    """Areas under the curves of every model's answers, as they are and attacked."""
+    split = measured.split
+    return {
+        with_condition(model, condition): score_areas(
+            np.asarray(split.test.labels),
+            shares,
+            split.test.subject_ids,
+            classes=split.classes,
+            resamples=resamples,
+            seed=split.seed,
+        )
+        for (model, condition), shares in measured.shares.items()
+    }
 
 
 def _about_prior(split: Split) -> str:

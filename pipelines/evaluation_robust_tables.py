@@ -93,8 +93,8 @@ def explanations(found: Evaluation, attacked: Robustness) -> EvaluationTable:
         title="Explanations under attack",
         note=f"{attacked.explained} test pictures; the decision is kept. Attack: of each picture "
         "the one that moved most of the map's greatest cells. Noise of the same size is the "
-        "control. Radii: root mean square of the change, in standard deviations of the training "
-        "split.",
+        "control; maps that have nothing to do with each other share about 0.4 of those cells. "
+        "Radii: root mean square of the change, in standard deviations of the training split.",
         sheet=Sheet(heading=["maps", *(title for _, title in shown)], blocks=blocks),
         rows=_entry_rows(attacked, measures),
     )
