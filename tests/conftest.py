@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 
-from preprocessing.phantoms.fdg_pet import FdgPetOptions, write_fdg_pet
+from tests.typechecking import checked
 
+jaxtyping.jaxtyped = checked  # which the import hook of the suite decorates with
 # Shared machines stall: how long an example takes is no property of the code.
 settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("suite")
@@ -29,6 +31,8 @@ def reference_data() -> Path:
 @pytest.fixture(scope="session")
 def small_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine coarse whole-body patients: ``dicom/``, ``labels.csv``, ``truth/``; read only."""
+    from preprocessing.phantoms.fdg_pet import FdgPetOptions, write_fdg_pet
+
     folder = tmp_path_factory.mktemp("phantoms") / "scans"
     options = FdgPetOptions(spacing_mm=(24.0, 22.0, 22.0), matrix=32)
     write_fdg_pet(folder, subjects=9, seed=3, options=options)

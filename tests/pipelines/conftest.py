@@ -1,13 +1,15 @@
 """Small data sets with a known answer: bright blobs whose number and size give the class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines import pictures
 from preprocessing.records import Example
 from preprocessing.shards import FieldSpec, write_case, write_manifest, write_shard
+from tests.pipelines.sketches import SketchCanvas
 
 CLASSES = ("normal", "mild", "severe")
 MakeBlobs = Callable[..., Path]
@@ -62,6 +64,20 @@ def example(
     return Example(
         sample_id=f"sample{i:04d}", subject_id=f"patient{i // 2:04d}", arrays=arrays, label=label
     )
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots hold what they show and are not drawn; those of module fixtures are."""
+    monkeypatch.setattr(pictures, "FigureCanvasAgg", SketchCanvas)
+
+
+@pytest.fixture(scope="module")
+def all_sketched() -> Iterator[None]:
+    """As ``sketched``, for all of a module: what its fixtures leave and what its tests do."""
+    with pytest.MonkeyPatch.context() as during:
+        during.setattr(pictures, "FigureCanvasAgg", SketchCanvas)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -312,7 +312,8 @@ class TestRefusals:
             scored(run, boxed)
 
     def test_data_without_boxes(self, tmp_path: Path, boxed_runs: list[Path]) -> None:
-        for place, changes in (("field", {"field": "other"}), ("rows", {"boxed": ()})):
+        wrong: dict[str, dict[str, Any]] = {"field": {"field": "other"}, "rows": {"boxed": ()}}
+        for place, changes in wrong.items():
             (tmp_path / place).mkdir()
             data = write_boxed(tmp_path / place, **changes)
             with pytest.raises(DataError, match="none of the 12 test pictures has a box") as caught:

@@ -89,9 +89,11 @@ def slow(values: np.ndarray, singles: list[np.ndarray], threshold: int) -> dict[
         f"union_iou_{threshold}": iou(union, truth),
     }
     for level in HIT_LEVELS:
-        for criterion, score in (("iobb", share_inside), ("iou", iou)):
+        for criterion in CRITERIA:
+            score = share_inside if criterion == "iobb" else iou
             best = [max(score(box, single) for box in boxes) for single in singles]
-            found[at("best", criterion, threshold, level)] = np.mean([x >= level for x in best])
+            hits = [x >= level for x in best]
+            found[at("best", criterion, threshold, level)] = sum(hits) / len(hits)
             found[at("union", criterion, threshold, level)] = float(
                 found[f"union_{criterion}_{threshold}"] >= level
             )

@@ -151,7 +151,7 @@ class TestTables:
             table = tables(found)[name]
             for block in table.sheet.blocks:
                 bold = [row[0].text for row in block.rows if row[1].best]
-                measure = table.rows[0]["measure"]
+                measure = str(table.rows[0]["measure"])
                 if block is table.sheet.blocks[0]:
                     means = {m: found.scores[m][BOXED[0]][measure].mean for m in MODELS}
                     assert bold == [choose(means, key=lambda m: means[m])]

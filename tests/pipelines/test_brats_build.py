@@ -5,8 +5,6 @@ import gzip
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +24,8 @@ from preprocessing.midline import CutLine
 from preprocessing.phantoms.brats18 import Brats18Options, write_brats18
 from preprocessing.pseudonyms import Pseudonyms
 from preprocessing.shards import open_dataset, verify
+from tests.pipelines.forks import Forks
 
-ROOT = Path(__file__).parents[2]
 KEY = bytes(range(32))
 COARSE = Brats18Options(spacing_mm=4.0, matrix=60, slices=39)
 SMALL = Brats18Config(image_size=60, min_tumour_area=62, min_half_area=31, samples_per_shard=64)
@@ -284,6 +282,13 @@ def undisturbed(few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return everything(out)
 
 
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Forks]:
+    found = Forks(KILLED)
+    yield found
+    found.close()
+
+
 class TestSameBytes:
     def test_whatever_the_workers_and_the_order_of_the_files(
         self, few: Path, tmp_path: Path, undisturbed: dict[str, bytes]
@@ -293,22 +298,26 @@ class TestSameBytes:
 
     @pytest.mark.parametrize("moment", ["case", "shard", "probe", "manifest"])
     def test_killed_at_any_step_the_same_command_ends_with_them(
-        self, moment: str, few: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+        self,
+        moment: str,
+        killed: Forks,
+        few: Path,
+        tmp_path: Path,
+        undisturbed: dict[str, bytes],
     ) -> None:
-        words = [sys.executable, "-c", KILLED, str(few), str(tmp_path / "out"), moment]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, check=False)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        killed.begin(few, tmp_path / "out", moment)
+        assert killed.end() == signal.SIGKILL
         assert not (tmp_path / "out" / "manifest.json").exists()
         run(few, tmp_path / "out", workers=2)
         assert everything(tmp_path / "out") == undisturbed
 
 
 KILLED = """
-import os, signal, sys
+import os
+import signal
 from pathlib import Path
 from pipelines import build, derive, finish, place
 from pipelines.config import Brats18Config
-from preprocessing import shards
 from preprocessing.brats import Sources
 
 count = 0
@@ -329,14 +338,15 @@ places = {
     "probe": (finish, "probe", 1),
     "manifest": (finish, "atomic_write", 3),
 }
-module, name, at = places[sys.argv[3]]
-setattr(module, name, fatal(getattr(module, name), at))
-config = Brats18Config(
-    image_size=60, min_tumour_area=62, min_half_area=31, samples_per_shard=64
-)
-build.build(
-    "brats18", config, Sources(root=Path(sys.argv[1])), out=Path(sys.argv[2]), key=bytes(range(32))
-)
+
+def run(root, out, moment):
+    module, name, at = places[moment]
+    setattr(module, name, fatal(getattr(module, name), at))
+    config = Brats18Config(
+        image_size=60, min_tumour_area=62, min_half_area=31, samples_per_shard=64
+    )
+    sources = Sources(root=Path(root))
+    build.build("brats18", config, sources, out=Path(out), key=bytes(range(32)))
 """
 
 

@@ -253,7 +253,13 @@ def test_every_data_set_has_a_recipe_a_phantom_a_demo_and_commands() -> None:
 
 
 FAST = TrainConfig(
-    network="resnet10-narrow", variant="exact", epochs=1, batch_size=16, bootstrap=10, image_size=64
+    network="resnet10-narrow",
+    variant="exact",
+    epochs=1,
+    batch_size=16,
+    bootstrap=10,
+    image_size=64,
+    workers=0,
 )
 
 

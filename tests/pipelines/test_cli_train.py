@@ -14,8 +14,12 @@ from pipelines import handlers
 from pipelines.cli import app
 from preprocessing.pseudonyms import create_key
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 RUNNER = CliRunner()
-QUICK = ("--network", "resnet10-narrow", "--epochs", "1", "--set", "bootstrap=10")
+QUICK = (
+    "--network", "resnet10-narrow", "--epochs", "1", "--set", "bootstrap=10", "--set", "workers=0",
+)  # fmt: skip
 
 
 def call(*words: str | Path) -> tuple[int, str, str]:

@@ -34,7 +34,7 @@ from preprocessing.records import Died
 from tests.pipelines.test_multilabel import SETTINGS as FINDINGS_SETTINGS
 from tests.pipelines.test_multilabel import write_findings
 
-TRAIN = TrainConfig(network="resnet10-narrow", epochs=1, batch_size=6, bootstrap=40)
+TRAIN = TrainConfig(network="resnet10-narrow", epochs=1, batch_size=6, bootstrap=40, workers=0)
 GRID = CompareConfig(variants=("baseline", "exact"), seeds=2, train=TRAIN)
 RUNS = [(variant, seed) for variant in ("baseline", "exact") for seed in (0, 1)]
 WEIGHTS = "best.safetensors"
@@ -194,7 +194,7 @@ class TestAGrid:
             in (grid[0] / "comparison.md").read_text()
         )
 
-    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.usefixtures("sketched", "undrawn")
     def test_several_at_once(self, data: Path, tmp_path: Path) -> None:
         steps: list[tuple[str, int, int]] = []
         report = compare(
@@ -212,7 +212,7 @@ class TestAGrid:
         for seed in (0, 1):
             assert (tmp_path / "grid" / "baseline" / f"seed-{seed}" / "run.json").is_file()
 
-    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.usefixtures("sketched", "undrawn")
     def test_pictures_of_several_findings(self, tmp_path: Path) -> None:
         data = write_findings(tmp_path)
         training = FINDINGS_SETTINGS.model_copy(update={"epochs": 1})
@@ -238,7 +238,7 @@ class TestAGridAgain:
         assert {name: (copied / name).read_bytes() for name in names} == before
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("sketched", "undrawn")
 class TestGoingOn:
     def test_variants_and_seeds_can_be_added(
         self, copied: Path, data: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +336,7 @@ class TestGoingOn:
         assert not (tmp_path / "grid" / "comparison.csv").exists()
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("sketched", "undrawn")
 class TestMasks:
     def test_true_regions_too_small_for_the_picture_are_counted(
         self, make_blobs: Callable[..., Path], tmp_path: Path
@@ -417,7 +417,7 @@ class TestChoosing:
             CompareConfig.of({"variants": ["exact"], "seeds": 0, "train": TRAIN})
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("sketched", "undrawn")
 class TestRefusals:
     def test_a_folder_that_holds_something(self, copied: Path, data: Path) -> None:
         with pytest.raises(RunExists, match="continue the comparison in it with --resume") as found:
@@ -485,10 +485,10 @@ class TestRefusals:
         assert found.value.code == "COMPARISON_LAUNCHED"
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("sketched", "undrawn")
 class TestCommandLine:
     QUICK = ("--network", "resnet10-narrow", "--epochs", "1", "--set", "batch_size=6",
-             "--set", "bootstrap=40")  # fmt: skip
+             "--set", "bootstrap=40", "--set", "workers=0")  # fmt: skip
 
     def test_variants_and_seeds(self, copied: Path, data: Path) -> None:
         words = ("--variants", "baseline, exact", "--seeds", "2", "--resume", "--json")

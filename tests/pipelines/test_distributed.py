@@ -28,6 +28,8 @@ from pipelines.feed import EvaluationFeed, Order, StatisticsFeed, TrainingFeed
 from pipelines.launch import Launch, launched
 from tests.pipelines.two_processes import CASES, INTERRUPTED_AT, TRAINING, WORLD, trained
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 ROOT = Path(__file__).parents[2]
 RANKS = range(WORLD)
 TORCHRUN = {

@@ -30,6 +30,8 @@ from pipelines.progress import silent
 from pipelines.stores import ResidentStore, StreamStore, store
 from preprocessing.shards import open_dataset
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CPU = torch.device("cpu")
 STILL = AugmentConfig(
     flip_left_right=0, flip_up_down=0, rotate_deg=0, translate=0, scale=0, intensity=0

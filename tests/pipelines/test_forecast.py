@@ -23,9 +23,17 @@ from pipelines.train import rehearse, train
 from preprocessing import atomic_files
 from preprocessing.errors import OutputError
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CPU = torch.device("cpu")
 SMALL = TrainConfig(
-    network="resnet10-narrow", variant="exact", image_size=32, epochs=1, batch_size=6, bootstrap=0
+    network="resnet10-narrow",
+    variant="exact",
+    image_size=32,
+    epochs=1,
+    batch_size=6,
+    bootstrap=0,
+    workers=0,
 )
 
 

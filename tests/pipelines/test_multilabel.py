@@ -32,6 +32,8 @@ from pipelines.train import TrainReport, train
 from pipelines.training_loop import LARGEST_WEIGHT, rarity
 from preprocessing.shards import open_dataset
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 SIZE = 32
 CLASSES = ("a", "b", "c")
 COUNTS = {"train": 32, "validation": 8, "test": 16}
@@ -42,6 +44,7 @@ SETTINGS = TrainConfig(
     batch_size=8,
     learning_rate=3e-3,
     bootstrap=40,
+    workers=0,
 )
 WEIGHTED = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_iterations": 1, "balance": "loss"})
 LabelSet = Callable[[str, int], Any]

@@ -256,7 +256,13 @@ def test_none_survives_an_explanation_of_a_new_scan(
         key=bytes(range(32)),
     )
     settings = TrainConfig(
-        network="resnet18", variant="exact", epochs=1, batch_size=3, bootstrap=10, image_size=64
+        network="resnet10-narrow",
+        variant="exact",
+        epochs=1,
+        batch_size=3,
+        bootstrap=10,
+        image_size=64,
+        workers=0,
     )
     train(settings, data=data, run=tmp_path / "run")
     report = explain(ExplainConfig(), run=tmp_path / "run", out=tmp_path / "out", dicom_dir=root)

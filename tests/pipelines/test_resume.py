@@ -32,7 +32,9 @@ from pipelines.cli import app
 from pipelines.errors import RunError, RunExists
 from preprocessing import atomic_files
 
-SETTINGS = {"batch_size": 6, "bootstrap": 20, "checkpoint_iterations": 2}
+pytestmark = pytest.mark.usefixtures("all_sketched")
+
+SETTINGS = {"batch_size": 6, "bootstrap": 20, "checkpoint_iterations": 2, "workers": 1}
 
 
 def call(data: Path, run: Path, *words: str, **settings: Any) -> tuple[int, str]:

@@ -26,10 +26,12 @@ from pipelines.stores import store
 from pipelines.train import rehearse, train
 from tests.pipelines.test_multilabel import write_findings
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 CPU = torch.device("cpu")
 PLAIN = TrainConfig(
     network="resnet10-narrow", variant="exact", image_size=32, epochs=1, batch_size=6, bootstrap=0,
-    statistics_pictures=0,
+    statistics_pictures=0, workers=0,
 )  # fmt: skip
 
 

@@ -21,9 +21,11 @@ from pipelines.errors import DataError, RunError, UsageError
 from pipelines.start import Start, begin, begin_again, described
 from pipelines.train import train
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 SMALL = TrainConfig(
     network="resnet10-narrow", variant="baseline", image_size=32, epochs=1, batch_size=6,
-    bootstrap=0,
+    bootstrap=0, workers=0,
 )  # fmt: skip
 FROZEN = SMALL.model_copy(
     update={"variant": "unconstrained", "freeze_trunk": True, "accumulate": 2}

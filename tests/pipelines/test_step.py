@@ -15,10 +15,12 @@ from pipelines.config import TrainConfig
 from pipelines.errors import UsageError
 from pipelines.train import train
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 # a transformer has no batch normalisation; plain descent does not magnify a gradient's last digit
 PLAIN = TrainConfig(
     network="vit-narrow", variant="baseline", image_size=32, epochs=1, batch_size=6, bootstrap=0,
-    optimizer="sgd", warmup_epochs=0, learning_rate=0.02, gradient_clip=0.5,
+    optimizer="sgd", warmup_epochs=0, learning_rate=0.02, gradient_clip=0.5, workers=0,
 )  # fmt: skip
 
 

@@ -2,12 +2,11 @@
 
 import csv
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,11 @@ from pipelines.training_loop import rarity
 from preprocessing.errors import OutputError, ShardError
 from preprocessing.journal import OutputLock
 from preprocessing.shards import open_dataset
+from tests.pipelines.forks import Forks
 
-SMALL = TrainConfig(network="resnet10-narrow", epochs=2, batch_size=6, bootstrap=50)
+pytestmark = pytest.mark.usefixtures("sketched")
+
+SMALL = TrainConfig(network="resnet10-narrow", epochs=2, batch_size=6, bootstrap=50, workers=0)
 
 
 def with_settings(**changes: Any) -> TrainConfig:
@@ -67,6 +69,27 @@ def trained(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"
     train(SMALL, data=blobs, run=run)
     return run
+
+
+RESUMED = """
+import json
+import torch
+from pathlib import Path
+from pipelines.config import TrainConfig
+from pipelines.train import train
+
+def run(settings, data, run, threads):
+    torch.set_num_threads(int(threads))
+    said = []
+
+    def begun(*_):
+        if not said:
+            said.append("begun")
+            print(*said, flush=True)
+
+    config = TrainConfig.of(json.loads(settings))
+    train(config, data=Path(data), run=Path(run), resume=True, progress=begun)
+"""
 
 
 class Stop(Exception):
@@ -161,7 +184,7 @@ class TestRun:
     def test_the_feed_does_not_change_the_weights(
         self, trained: Path, blobs: Path, tmp_path: Path
     ) -> None:
-        train(with_settings(feed="stream"), data=blobs, run=tmp_path / "run")
+        train(with_settings(feed="stream", workers=4), data=blobs, run=tmp_path / "run")
         assert_equal_weights(weights(trained), weights(tmp_path / "run"))
 
     def test_the_callers_generator_is_given_back(self, blobs: Path, tmp_path: Path) -> None:
@@ -314,31 +337,18 @@ class TestResume:
     def test_killed_at_any_moment_it_ends_with_the_same_weights(
         self, blobs: Path, tmp_path: Path, trained: Path
     ) -> None:
-        script = (
-            "import sys, torch\n"
-            "from pathlib import Path\n"
-            "from pipelines.config import TrainConfig\n"
-            "from pipelines.train import train\n"
-            f"torch.set_num_threads({torch.get_num_threads()})\n"
-            "config = TrainConfig.of(__import__('json').loads(sys.argv[1]))\n"
-            "train(config, data=Path(sys.argv[2]), run=Path(sys.argv[3]), resume=True,\n"
-            "      progress=lambda *_: sys.stdout.write('x') and sys.stdout.flush())\n"
-        )
         run = tmp_path / "run"
-        config = with_settings(checkpoint_iterations=1)
-        command = [
-            sys.executable, "-c", script, config.model_dump_json(), str(blobs), str(run),
-        ]  # fmt: skip
+        config = with_settings(checkpoint_iterations=1, workers=4)
         rng = np.random.default_rng(0)
-        killed = 0
+        forks, killed = Forks(RESUMED), 0
         for _ in range(3):
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-            assert child.stdout is not None
-            child.stdout.read(1)  # it has begun to read the shards
+            process = forks.begin(config.model_dump_json(), blobs, run, torch.get_num_threads())
+            assert forks.said() == "begun"  # to read the shards
             time.sleep(float(rng.uniform(0, 0.4)))
-            child.send_signal(signal.SIGKILL)
-            child.stdout.close()
-            killed += child.wait() == -signal.SIGKILL
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(process, signal.SIGKILL)
+            killed += forks.end() == signal.SIGKILL
+        forks.close()
         assert killed
         train(config, data=blobs, run=run, resume=True)
         assert_equal_weights(weights(run), weights(trained))

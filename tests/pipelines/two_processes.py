@@ -43,7 +43,7 @@ CASES = MappingProxyType(
 TRAINING = (
     "--network=unet-encoder-narrow", "--variant=exact", "--epochs=2", "--json",
     "--set=batch_size=5", "--set=bootstrap=20", "--set=optimizer=sgd", "--set=learning_rate=0.01",
-    "--set=checkpoint_iterations=1", "--set=device=cpu",
+    "--set=checkpoint_iterations=1", "--set=device=cpu", "--set=workers=1",
 )  # fmt: skip
 INTERRUPTED_AT = 2
 
