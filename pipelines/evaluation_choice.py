@@ -54,8 +54,11 @@ def highlighted(found: Evaluation) -> list[Entry]:
 
 
 def _one_of_each(entries: list[Entry]) -> list[Entry]:
-    """Return one entry of each method."""
-    return list({(entry.model, entry.method): entry for entry in reversed(entries)}.values())[::-1]
+    """Return the first entry of each method, in their order."""
+    first: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        first.setdefault((entry.model, entry.method), entry)
+    return list(first.values())
 
 
 def _best(found: Evaluation, entries: list[Entry]) -> list[Entry]:

@@ -8,7 +8,7 @@ import pytest
 from pipelines.evaluation_choice import headline, highlighted
 from pipelines.evaluation_figures import draw
 from pipelines.evaluation_records import Evaluation
-from tests.pipelines.evaluations import evaluation
+from tests.pipelines.evaluations import evaluation, score
 
 Drawn = dict[str, dict[str, bytes]]
 
@@ -127,6 +127,19 @@ class TestChoice:
         ]
         assert names[4].startswith("baseline gradcam")
         assert names[-2:] == ["mean-mask", "true-mask"]
+
+    def test_a_method_stands_where_its_best_map_does(self) -> None:
+        found = evaluation(seeds=1, variants=("baseline", "exact"))
+        lrp = replace(found.entries["baseline lrp"], level="coarse")
+        means = {"baseline lrp": 0.99, lrp.name: 0.01}
+        scores = {
+            **found.scores,
+            **{name: {"average_precision": score(mean, seeds=1)} for name, mean in means.items()},
+        }
+        entries = {**found.entries, lrp.name: lrp}
+        names = [x.name for x in highlighted(replace(found, entries=entries, scores=scores))]
+        assert "baseline lrp" in names[1:3]
+        assert lrp.name not in names[1:3]
 
     @pytest.mark.parametrize(
         ("variants", "name"),
