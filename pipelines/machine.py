@@ -1,4 +1,4 @@
-"""What a run asks of torch: reproducible numbers, a compiler."""
+"""What a run asks of torch: reproducible numbers, threads, a compiler."""
 
 import importlib.util
 import os
@@ -13,6 +13,17 @@ from pipelines.errors import UsageError
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")
 """Settings under which cuBLAS repeats to the bit (NVIDIA, cuBLAS Library, section 2.1.4)."""
+
+
+@contextmanager
+def threads_for(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads; give back as many as there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pipelines.config import DataSummary, RobustnessConfig, TrainConfig
 from pipelines.evaluation_robust_choice import radii_of
 from pipelines.forecast import OPTIMIZER_COPIES
 from pipelines.label_sets import task_of
+from pipelines.machine import threads_for
 from pipelines.recipes import RECIPES
 from pipelines.reproduce_groups import Group, Plan
 from pipelines.robust import robust_of
@@ -166,7 +167,9 @@ def forecast_plan(plan: Plan, *, seeds: int, jobs: int, real: bool) -> PlanForec
     scored = min(SCORED, round(pictures * TEST_SHARE))
     training = judging = 0.0
     for group in plan.groups:
-        seconds, count = picture_seconds(group, summary, device), seeds * len(group.variants)
+        with threads_for(max(1, torch.get_num_threads() // jobs)):  # as its runs will have
+            seconds = picture_seconds(group, summary, device)
+        count = seeds * len(group.variants)
         trained = group.training(group.variants[0], 0)
         steps = trained.epochs * passes_of(trained)
         training += count * steps * pictures * TRAIN_SHARE * seconds * BEYOND_STEPS

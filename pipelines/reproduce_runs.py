@@ -6,18 +6,17 @@ runs trained beside each other, alone, or after an interruption are the same to 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from models.errors import ModelError
 from pipelines import run as run_files
 from pipelines.comparison_grid import PROCESS_DIED, Member
 from pipelines.errors import PipelineError
+from pipelines.machine import threads_for
 from pipelines.member_processes import run_all
 from pipelines.progress import Progress
 from pipelines.reproduce_groups import BASELINE, Plan
@@ -150,7 +149,7 @@ def _train(member: Member, progress: Progress, *, threads: int) -> Outcome:
         if refusal is not None:
             return refusal
         if not sealed:
-            with _threads(threads):
+            with threads_for(threads):
                 train(
                     member.settings,
                     data=member.data,
@@ -189,13 +188,3 @@ def _with_other_start(member: Member) -> Outcome | None:
         message="it keeps the trunk of another baseline than the one that is there now: put that "
         "one back, or delete this run's folder to train it again",
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -26,6 +26,7 @@ from pipelines.errors import DataError, UsageError
 from pipelines.feed import Pictures, Store, measure
 from pipelines.forecast import Forecast, forecast, refuse_full_disk, within_memory
 from pipelines.label_permutation import with_chosen_labels
+from pipelines.machine import threads_for
 from pipelines.mask_feed import masks_of
 from pipelines.outcome import Predicted, TestScores
 from pipelines.presets import differences
@@ -259,17 +260,6 @@ def _opened(
     return kept, begin_again(network, start, kept=kept, run=run, data=found)
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads; give back as many as there were."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _begin(config: TrainConfig, ready: _Ready, *, run: Path, progress: Progress) -> Task:
     progress = progress if ready.processes.leads else silent
     stores = _stores(config, ready, progress)
@@ -362,7 +352,7 @@ def _refuse_other(resolved: RunConfig, config: TrainConfig, found: TrainingData)
 
 def _train(task: Task) -> TrainReport:
     state = task.processes.first(lambda: _state(task.run))
-    with _threads(torch.get_num_threads() if state is None else state["threads"]):
+    with threads_for(torch.get_num_threads() if state is None else state["threads"]):
         history = Loop(task, state).run()
         return _conclude(task, history)
 
